@@ -10,6 +10,7 @@
 #include "host.h"
 #include "io.h"
 #include "json.h"
+#include "kinds.h"
 #include "log.h"
 #include "random.h"
 #include "view.h"

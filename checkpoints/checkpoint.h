@@ -1,0 +1,119 @@
+/* Floor 2: the model at rest. A checkpoint is opened, not loaded: tensors are read and written in row blocks, so converting
+ * any size of model takes memory for a few blocks. Forms: Hugging Face directory (safetensors, sharded or not), native HDF5
+ * (.h5, step directories of a training run), llama2.c .bin (in only).
+ * A malformed file is ERR_INPUT with one sentence, never a crash. */
+#ifndef GQAKIT_CHECKPOINTS_CHECKPOINT_H
+#define GQAKIT_CHECKPOINTS_CHECKPOINT_H
+
+#include "arch.h"
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+struct checkpoint;
+
+struct ckpt_tensor {
+    char name[64];      /* canonical */
+    const char *source; /* name in the file: "model.layers.0.self_attn.k_proj.weight" */
+    const char *file;   /* base name of the file that holds it */
+    enum dtype dtype;   /* as stored */
+    int nd;
+    int64_t n[2];
+    int64_t bytes; /* canonical bytes = product(n) * dtype_bytes */
+    enum pool_kind pool;
+    int64_t layer; /* -1 outside the layers */
+};
+
+struct ckpt_options { int64_t header_limit; /* safetensors JSON header cap; 0 = 16 MiB */ };
+
+/* PATH: HF directory, .h5, llama2.c .bin, step directory or run directory (its newest step that verifies; a damaged newer
+ * one is a warning). Checks that every tensor of the arch is there with the right shape and nothing of meaning is left over. */
+enum code ckpt_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options /* NULL: defaults */) MUST_USE;
+void ckpt_close(struct checkpoint *ck); /* NULL is fine */
+const struct arch *ckpt_arch(const struct checkpoint *ck);
+const char *ckpt_path(const struct checkpoint *ck);
+const char *ckpt_form_name(const struct checkpoint *ck); /* "Hugging Face directory", ... */
+int ckpt_count(const struct checkpoint *ck);
+const struct ckpt_tensor *ckpt_at(const struct checkpoint *ck, int i); /* order of the source files: good for streaming */
+const struct ckpt_tensor *ckpt_find(const struct checkpoint *ck, const char *canonical); /* NULL if absent */
+/* Rows [row, row+rows) in canonical layout; elements converted to `as` (DT_NONE or the stored dtype: raw bytes). Thread-safe. */
+enum code ckpt_read(struct checkpoint *ck, const struct ckpt_tensor *t, int64_t row, int64_t rows, void *dst, enum dtype as) MUST_USE;
+/* Files that make up the checkpoint (weights, config, tokenizer), names relative to the path; for hashing and copying. */
+int ckpt_files(const struct checkpoint *ck, const char *const **names);
+/* Small companion files (tokenizer.json, generation_config.json ...): bytes to carry on, from a directory or from inside an .h5. */
+struct ckpt_companion { const char *name; const char *bytes; size_t n; };
+int ckpt_companions(const struct checkpoint *ck, const struct ckpt_companion **list);
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
+
+struct ckpt_writer;
+
+struct ckpt_target {
+    const char *path;         /* *.h5 native, else a Hugging Face directory */
+    const struct arch *arch;  /* of the result */
+    struct checkpoint *source; /* whose config.json, companions, tensor names, dtypes, order and shards are kept; NULL: a new model */
+    enum dtype dtype;         /* DT_NONE: each tensor keeps its source dtype (a new model: f32) */
+    int64_t shard_bytes;      /* HF: start a new shard beyond this; 0 = as the source, or 5 GB */
+    int force;                /* replace an existing target */
+    int compress;             /* .h5: shuffle + deflate 1 */
+};
+/* Refuses (ERR_USAGE) an existing target without force, a target inside or equal to the source, another extension than known.
+ * Everything goes to PATH.tmp-PID next to it. Disk space is checked first (ERR_IO with needed and free). */
+enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target) MUST_USE;
+/* Tensors in the order the writer will store them, with their result dtype; walk this order to write sequentially. */
+int ckpt_writer_count(const struct ckpt_writer *w);
+const struct ckpt_tensor *ckpt_writer_at(const struct ckpt_writer *w, int i);
+/* Rows in canonical layout, elements of type `type` are converted to the result dtype. Every row exactly once. */
+enum code ckpt_write(struct ckpt_writer *w, const struct ckpt_tensor *t, int64_t row, int64_t rows, const void *src, enum dtype type) MUST_USE;
+/* An extra file of the result ("README.md"); replaces a companion of that name. In an .h5 it becomes a companion. */
+enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *bytes, size_t n) MUST_USE;
+/* Checks that all is written, fsyncs, renames into place. Frees w in every case. */
+enum code ckpt_commit(struct ckpt_writer *w) MUST_USE;
+void ckpt_abandon(struct ckpt_writer *w); /* removes the temporary; NULL is fine */
+/* SHA-256 of the written weight files is known after commit: names and hex, for provenance (caller frees nothing; valid until exit
+ * of the caller's scope of `list`, a malloc'ed array). */
+
+/* The config.json text a Hugging Face directory of this arch has: the source's with unknown keys carried through and only
+ * num_key_value_heads (and torch_dtype when it changed) edited, or a fresh one. malloc'ed. */
+enum code arch_to_config_json(const struct arch *a, enum dtype dtype, char **text) MUST_USE;
+/* config.json bytes -> arch. Unknown semantic keys are ERR_UNSUPPORTED by name. `where`: path for sentences. Fuzz entry. */
+enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, const char *where) MUST_USE;
+
+/* ---- training state: step directories ------------------------------------------------------------------------------
+ * RUN/step-00001000/{rank-00000.h5, MANIFEST.json}: written to a temporary name, flushed, fsynced, hashed, renamed; MANIFEST
+ * last. Arrays are stored by name ("param/embed.weight", "m/...", "v/..."), chunked with fletcher32. */
+
+struct step_array { char name[80]; enum dtype dtype; int nd; int64_t n[2]; void *p; };
+
+struct step_content {
+    int64_t step;
+    const struct arch *arch;
+    struct checkpoint *source; /* companions are carried; may be NULL */
+    const struct step_array *arrays;
+    int n_arrays;
+    const json_t *meta; /* caller's own: resolved config, data position, threads, isa ... */
+    int compress;
+};
+/* Saves, then prunes complete older steps beyond keep (>= 2, newest kept; keep 0: all). */
+enum code step_save(const char *run_dir, const struct step_content *content, int keep) MUST_USE;
+
+struct step_reader;
+/* The newest verifying step of a run directory, or a step directory itself. *found = 0 and OK when a run directory holds none. */
+enum code step_open(struct step_reader **r, const char *path, int *found) MUST_USE;
+int64_t step_number(const struct step_reader *r);
+const json_t *step_meta(const struct step_reader *r);
+const struct arch *step_arch(const struct step_reader *r);
+/* Reads the whole array; dtype and shape must match exactly. */
+enum code step_read(struct step_reader *r, const struct step_array *array) MUST_USE;
+void step_close(struct step_reader *r);
+/* Re-hashes a step directory, an HF directory with provenance, or a .h5 against what it recorded. */
+enum code ckpt_verify(const char *path, int *files_checked) MUST_USE;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,211 @@
+/* Floor 2: arithmetic. One signature per operation, written once as a function type and listed once in KERNEL_OPS, which
+ * makes the `struct backend` members and every prototype (cpu_norm_fwd, later cuda_norm_fwd).
+ *
+ * Legend, for the whole project:
+ *   B batch   T query length   S key length   C model width   H query heads   G key/value heads   D head width (a field of
+ *   its own, never C/H)   R = H/G   F MLP width   V vocabulary   L layers   N = B*T rows
+ * Query head h reads key/value head h / R.
+ *
+ * Conventions: argument order is outputs, inputs, dims, scalars. Tensors are `struct view`s, row-major with any row stride
+ * (the last axis has stride 1). On the CPU activations are f32; weights may be f32 or bf16 where an operation says so.
+ * Statistics and log-sum-exp are f32, loss sums f64. Every function returns a code; an unsupported dtype, shape or mask is
+ * ERR_UNSUPPORTED with a sentence and leaves the outputs alone. "Accumulates" means += . No operation allocates: what
+ * it needs beyond per-thread tiles is the `scratch` argument, sized by the matching *_scratch slot.
+ * Determinism: same inputs, threads and instruction set give the same bits. */
+#ifndef GQAKIT_KERNELS_KERNELS_H
+#define GQAKIT_KERNELS_KERNELS_H
+
+#include "base/base.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct device; /* one per open device: threads, per-thread tiles; on CUDA stream and handles. No globals. */
+
+struct device_options {
+    int threads; /* CPU: 0 = all allowed */
+};
+
+/* ---- attention ------------------------------------------------------------------------------------------------ */
+
+/* Which keys query t of sequence b may see. Absolute query position = t + q_offset; key position s = its index.
+ * Visible iff (!causal || s <= t + q_offset) && window conditions && segments equal. A row that sees no key gives O = 0,
+ * lse = -inf and no gradient. */
+struct attention_mask {
+    int causal;
+    int64_t q_offset;
+    int64_t window_left;  /* < 0: no limit; else s >= t + q_offset - window_left */
+    int64_t window_right; /* < 0: no limit (only meaningful when not causal) */
+    struct view seg_q, seg_k; /* i32 [B,T], [B,S] document ids, non-decreasing along T; p NULL: one document */
+    /* Reserved for the Longformer, ALiBi and T5 masks; a backend refuses what it does not do. */
+    const int32_t *dilation;         /* [H], NULL */
+    struct view global_index;        /* i32 list, p NULL */
+    struct view alibi_slopes;        /* f32 [H], p NULL */
+    struct view rel_bias;            /* f32 [buckets, H], p NULL */
+    const struct block_sparse *blocks; /* NULL */
+};
+struct attention_mask attention_mask_causal(void); /* causal, no window, nothing else */
+
+struct attention_dropout { float rate; uint64_t seed, step; uint64_t layer; }; /* rate 0: none */
+
+struct attention_args {
+    struct attention_mask mask;
+    float scale; /* softmax scale; always given, never D^-0.5 by itself */
+    struct attention_dropout dropout;
+    int deterministic; /* the CPU always is */
+};
+
+/* O [B,T,H,D], lse f32 [B,H,T]; q [B,T,H,D], k,v [B,S,G,D], all strided (last axis 1). lse = ln sum exp(scale q.k), natural log.
+ * Tiles with online softmax; never expands K/V to H heads, never holds T x S (Dao 2023, FlashAttention-2, alg. 1). */
+typedef enum code attention_fwd_fn(struct device *dev, struct view o, struct view lse, struct view q, struct view k, struct view v,
+                                   const struct attention_args *args, void *scratch);
+/* dq, dk, dv written (not accumulated), shapes as q, k, v; scores are recomputed from lse (ibid., alg. 2). */
+typedef enum code attention_bwd_fn(struct device *dev, struct view dq, struct view dk, struct view dv, struct view dout, struct view o,
+                                   struct view lse, struct view q, struct view k, struct view v,
+                                   const struct attention_args *args, void *scratch);
+/* Bytes of scratch for the worse of forward and (if bwd) backward at these dims; linear in T and S. */
+typedef size_t attention_scratch_fn(struct device *dev, int64_t B, int64_t T, int64_t S, int64_t H, int64_t G, int64_t D, int bwd);
+
+/* One layer's K/V cache. Its physical layout belongs to the backend: only cache_write and attention_decode touch it. */
+struct kv_layer {
+    void *p; /* cache_bytes(...) bytes, 64-byte aligned, zeroed once */
+    enum dtype dtype; /* f32 or bf16 */
+    int64_t B, G, S, D; /* S = capacity */
+};
+typedef size_t cache_bytes_fn(struct device *dev, int64_t B, int64_t G, int64_t S, int64_t D, enum dtype dtype);
+/* k, v f32 [B,Tq,G,D] (already rotated) go to positions lens[b] .. lens[b]+Tq-1; lens i32 [B] (device memory), not changed here. */
+typedef enum code cache_write_fn(struct device *dev, const struct kv_layer *cache, struct view k, struct view v, struct view lens);
+/* O f32 [B,Tq,H,D]; q f32 [B,Tq,H,D], Tq <= 8: query j of sequence b is at position lens[b]+j and sees positions <= its own
+ * (after cache_write), window applied. A group's query heads share one pass over K and V (Flash-Decoding on a CPU: the
+ * cache is also split over positions when B*G is smaller than the team). splits 0: chosen by the backend. */
+typedef enum code attention_decode_fn(struct device *dev, struct view o, struct view q, const struct kv_layer *cache, struct view lens,
+                                      const struct attention_args *args, int splits, void *scratch);
+typedef size_t attention_decode_scratch_fn(struct device *dev, int64_t B, int64_t Tq, int64_t H, int64_t D, int64_t S);
+
+/* ---- dense ---------------------------------------------------------------------------------------------------- */
+
+/* c = alpha * op(a) op(b) + beta * c (+ bias on every row). 2-d views, op = transpose when the flag is set.
+ * c f32 [M,Nc]; a f32; b f32, or bf16 when trans_b (a weight [out,in]). Few rows (decode) take our own matrix-vector kernels,
+ * many take the BLAS. bias f32 [Nc] or p NULL. */
+typedef enum code matmul_fn(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int trans_a, int trans_b,
+                            float alpha, float beta);
+/* db [Nc] accumulates the column sums of dy [N,Nc]. */
+typedef enum code bias_grad_fn(struct device *dev, struct view db, struct view dy);
+
+/* ---- per-row -------------------------------------------------------------------------------------------------- */
+
+/* y [N,C] = scale * table[ids] (+ pos_table[pos]); ids, pos i32 [N] (any id outside the table is ERR_INTERNAL: data is checked
+ * before). table f32 or bf16 [V,C]; pos_table p NULL: none. */
+typedef enum code embed_fwd_fn(struct device *dev, struct view y, struct view ids, struct view table, struct view pos_table,
+                               struct view pos, float scale);
+/* dtable, dpos_table accumulate; no atomics, deterministic. dpos_table p NULL: none. */
+typedef enum code embed_bwd_fn(struct device *dev, struct view dtable, struct view dpos_table, struct view dy, struct view ids,
+                               struct view pos, float scale);
+
+/* y = norm(x + residual) * w + b over the last axis of 2-d views [N,C]; sum (p NULL: not wanted) = x + residual (residual p NULL:
+ * x alone). mean, rstd f32 [N] are saved when p != NULL (mean unused by RMS kinds). w, b by kind, b may be p NULL.
+ * y may be x or sum's neighbour but must not overlap them; sum may be x itself or residual itself. */
+typedef enum code norm_fwd_fn(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x,
+                              struct view residual, struct view w, struct view b, enum norm_kind kind, float eps);
+/* x is the sum of the forward. dx [N,C] = (dresidual p NULL ? 0 : dresidual) + d norm; dx may be dresidual itself.
+ * dw, db [C] accumulate (p NULL: not wanted). */
+typedef enum code norm_bwd_fn(struct device *dev, struct view dx, struct view dw, struct view db, struct view dy, struct view dresidual,
+                              struct view x, struct view w, struct view mean, struct view rstd, enum norm_kind kind);
+
+/* In place on x [N,heads,D] (3-d, strided): the first r = 2*cos.n[1] dims of every head are rotated in pairs (i, i + r/2) by
+ * the angle of row pos[n] (Su et al. 2021). cos, sin f32 [P,r/2]. inverse: -angle, which is the backward. */
+typedef enum code rope_fn(struct device *dev, struct view x, struct view cos_table, struct view sin_table, struct view pos, int inverse);
+
+/* y [N,F] = act(gate) * up, or act(up) for ungated kinds (gate p NULL). Strided: gate and up may be halves of one buffer. */
+typedef enum code act_fwd_fn(struct device *dev, struct view y, struct view gate, struct view up, enum mlp_kind kind);
+/* dgate, dup from dy; dgate may be gate itself and dup up itself (in place). y, when p != NULL, also receives the forward value. */
+typedef enum code act_bwd_fn(struct device *dev, struct view dgate, struct view dup, struct view y, struct view dy, struct view gate,
+                             struct view up, enum mlp_kind kind);
+
+/* ---- loss ----------------------------------------------------------------------------------------------------- */
+
+struct xent_args {
+    float logit_scale;        /* 1 */
+    float logit_softcap;      /* 0: none; else cap * tanh(x / cap) */
+    const float *inv_count;   /* device memory: 1 / valid targets of the whole global batch; scales gradients only */
+    struct view bias;         /* f32 [V] or p NULL; its gradient goes to dbias */
+    struct view dbias;        /* accumulates; p NULL: not wanted */
+    const struct xent_teacher *teacher; /* reserved: distillation; must be NULL */
+};
+/* Cross-entropy fused with the output projection: hidden x [N,C], head w [V,C] (f32; bf16 allowed when no gradient is wanted),
+ * targets i32 [N], -1 = masked. Works in chunks of rows so that [N,V] logits never exist.
+ * loss_sum += sum of -ln p(target) over valid targets (f64), count += their number; both in device memory.
+ * logp f32 [N] or p NULL: ln p(target), 0 where masked. dx [N,C] written (p NULL: no gradient at all), dw [V,C] accumulates
+ * (p NULL with dx given: head frozen). */
+typedef enum code xent_fn(struct device *dev, double *loss_sum, int64_t *count, struct view logp, struct view dx, struct view dw, struct view x,
+                          struct view w, struct view targets, const struct xent_args *args, void *scratch);
+typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t V);
+
+/* ---- flat ranges ---------------------------------------------------------------------------------------------- */
+
+/* Gradient norm in a fixed order: partial[i] = f64 sum of squares of elements [i*65536, (i+1)*65536) of x (n elements). */
+#define SUMSQ_BLOCK 65536
+typedef enum code sumsq_fn(struct device *dev, double *partial, const float *x, int64_t n);
+
+struct adamw_args {
+    float lr, beta1, beta2, eps, weight_decay; /* weight_decay already 0 for ranges that do not decay */
+    int64_t step;       /* 1-based, for bias correction */
+    const float *clip;  /* device memory: factor on every gradient, min(1, max_norm / norm) */
+    const int32_t *skip; /* device memory: non-zero leaves p, m, v as they are (gradients are still zeroed) */
+    int zero_grad;      /* 1: g becomes 0 in the same pass */
+};
+/* Decoupled weight decay (Loshchilov, Hutter 2019, alg. 2), one fused pass over n f32 elements. */
+typedef enum code adamw_fn(struct device *dev, float *p, float *g, float *m, float *v, int64_t n, const struct adamw_args *args);
+typedef enum code axpy_fn(struct device *dev, float *y, const float *x, float a, int64_t n); /* y += a x */
+typedef enum code fill_fn(struct device *dev, float *y, float a, int64_t n);
+
+/* ---- device --------------------------------------------------------------------------------------------------- */
+
+typedef enum code device_open_fn(struct device **dev, const struct device_options *options);
+typedef void device_close_fn(struct device *dev);
+typedef enum code device_alloc_fn(struct device *dev, struct arena *a, const char *name, size_t bytes); /* zeroed */
+typedef void device_free_fn(struct device *dev, struct arena *a);
+typedef enum code device_copy_fn(struct device *dev, void *dst, const void *src, size_t bytes); /* any direction */
+typedef enum code device_sync_fn(struct device *dev);
+typedef const char *device_name_fn(struct device *dev); /* "cpu AVX-512, 2 threads" */
+
+#define KERNEL_OPS(X)                                                                                                            \
+    X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name)                  \
+    X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(attention_decode)                    \
+    X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd)     \
+    X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(adamw) X(axpy) X(fill)
+
+#define KERNEL_MEMBER(op) op##_fn *op;
+struct backend {
+    const char *name; /* "cpu" */
+    KERNEL_OPS(KERNEL_MEMBER)
+};
+#define KERNEL_PROTOTYPE(op) op##_fn cpu_##op;
+KERNEL_OPS(KERNEL_PROTOTYPE)
+
+/* "auto", "cpu" or "cuda". ERR_DEVICE when asked for a device this build or machine lacks, saying why. */
+enum code backend_find(const char *name, const struct backend **backend) MUST_USE;
+
+/* main's first line in every program that computes: OpenBLAS chooses its kernels when it is loaded, by CPU family, and Debian's
+ * 0.3.21 picks AVX2 ones on newer AVX-512 machines. If the choice is below host_isa() this sets OPENBLAS_CORETYPE and
+ * executes the program again (once). */
+void kernels_boot(int argc, char **argv);
+
+/* ---- several devices ------------------------------------------------------------------------------------------ */
+
+/* Collectives behind one table; comm_single() is the single-process default, whose operations do nothing. */
+struct comm {
+    int size, rank;
+    enum code (*all_reduce)(struct comm *c, double *values, int n);                      /* sum, in rank order */
+    enum code (*reduce_scatter)(struct comm *c, float *values, int64_t n);               /* sum; rank keeps its slice */
+    enum code (*all_gather)(struct comm *c, float *values, int64_t n);
+    enum code (*broadcast)(struct comm *c, void *bytes, size_t n, int root);
+    void (*abort)(struct comm *c);
+};
+struct comm *comm_single(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
