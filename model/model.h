@@ -1,0 +1,92 @@
+/* Floor 3: the transformer in motion. Parameters carved layer-major in one allocation, forward, backward, K/V cache.
+ * A model holds no globals: a teacher and a student live in one process. A block's forward sees one layer's parameters
+ * only. Nothing here allocates inside a step. */
+#ifndef GQAKIT_MODEL_MODEL_H
+#define GQAKIT_MODEL_MODEL_H
+
+#include "base/base.h"
+#include "checkpoints/checkpoint.h"
+#include "data/data.h"
+#include "kernels/kernels.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct model;
+
+struct model_options {
+    int train;         /* gradients and kept activations */
+    int recompute;     /* training: keep only each block's input, run the block's forward again in backward */
+    enum dtype dtype;  /* of the parameters: DT_F32, or DT_BF16 when not training (CPU decode and scoring) */
+    int64_t B, T;      /* largest batch for forward/backward, scoring and prefill; 0 with cache only decodes */
+    int64_t cache_B, cache_S; /* K/V cache for this many sequences and positions; 0: none */
+    enum dtype cache_dtype;   /* DT_F32 or DT_BF16 */
+};
+
+/* Bytes, as they will be reserved. */
+struct model_memory { int64_t parameters, gradients, activations, scratch, cache; };
+
+/* Measures without allocating (the same carving code with a NULL base): what --plan prints. */
+enum code model_measure(const struct arch *arch, const struct backend *backend, struct device *device, const struct model_options *options,
+                        struct model_memory *memory) MUST_USE;
+/* ERR_UNSUPPORTED names what of the arch the transformer does not do yet (encoder stack, parallel residual, ...). Parameters are zero. */
+enum code model_open(struct model **m, const struct arch *arch, const struct backend *backend, struct device *device,
+                     const struct model_options *options) MUST_USE;
+void model_close(struct model *m); /* NULL is fine */
+const struct arch *model_arch(const struct model *m);
+const struct model_memory *model_memory(const struct model *m);
+
+/* ---- parameters --------------------------------------------------------------------------------------------------- */
+
+struct model_param {
+    struct tensor_spec spec;
+    int64_t offset; /* elements into the flat range; 64-byte aligned, padding between parameters is zero and stays zero */
+    int64_t count;
+    struct view value, grad; /* grad.p NULL when not training */
+};
+int model_param_count(const struct model *m);
+const struct model_param *model_param_at(const struct model *m, int i); /* memory order */
+const struct model_param *model_param_find(const struct model *m, const char *canonical);
+/* All parameters (and gradients) as one range of n elements, padding included: for optimiser, norms, checkpoints, collectives. */
+struct model_flat { void *params; float *grads; int64_t n; };
+struct model_flat model_flat(const struct model *m);
+
+enum code model_load(struct model *m, struct checkpoint *ck) MUST_USE; /* arch must agree; converts dtypes */
+/* Normal(0, sd), output projections (o, down) scaled by 1/sqrt(2L) (Radford 2019), norms 1, biases 0. Stream init per tensor name. */
+enum code model_init(struct model *m, double sd, uint64_t seed) MUST_USE;
+
+/* ---- forward and backward ------------------------------------------------------------------------------------------ */
+
+/* Adds this micro-batch's gradients to model_flat().grads, the sum of -ln p to *loss_sum and the valid targets to *count.
+ * inv_count points to 1 / valid targets of the whole global batch (device memory). b->B <= options.B, b->T <= options.T. */
+enum code model_forward_backward(struct model *m, const struct batch *b, const float *inv_count, double *loss_sum, int64_t *count) MUST_USE;
+/* Backward announces ranges of the flat gradient that are final for this micro-batch, last layer first (for overlapped
+ * reduction). NULL: none. */
+typedef void model_grad_ready_fn(void *context, int64_t from, int64_t to);
+void model_on_grad_ready(struct model *m, model_grad_ready_fn *fn, void *context);
+/* No gradients. logp f32 [B,T] (p NULL: not wanted): ln p(target), 0 where masked. Works on training and non-training models. */
+enum code model_score(struct model *m, const struct batch *b, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
+
+/* ---- K/V cache ------------------------------------------------------------------------------------------------------ */
+
+void model_cache_reset(struct model *m); /* all lengths 0 */
+int64_t model_cache_length(const struct model *m, int64_t b);
+/* ids [B,T] row-major, all sequences empty before, T <= options.T; logits f32 [B,V] of the last position (NULL: not wanted). */
+enum code model_prefill(struct model *m, const int32_t *ids, int64_t B, int64_t T, float *logits) MUST_USE;
+/* Tq <= 8 new tokens per sequence; logits [B,V] of the last one (NULL: not wanted). ERR_USAGE when the cache is full. */
+enum code model_decode(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, float *logits) MUST_USE;
+/* Pretends every sequence has `length` cached positions (contents: whatever is there): for decode benchmarks at depth. */
+void model_cache_set_length(struct model *m, int64_t length);
+
+/* ---- counting -------------------------------------------------------------------------------------------------------- */
+
+/* Model FLOPs of one training token at length T: 6 x parameters (a tied table once) + attention (forward 2*H*D*T causal, x 3.5). */
+double model_train_flops_per_token(const struct arch *arch, int64_t T);
+/* Bytes a decode step at depth S must read: weights once (embedding rows and, untied, the table excluded) + B x K/V cache. */
+double model_decode_bytes(const struct arch *arch, int64_t B, int64_t S, enum dtype weights, enum dtype cache);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
