@@ -1,0 +1,103 @@
+/* See provenance.h. Paths in the file are base names: one that leaves the directory is refused. */
+#include "provenance.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define FILE_NAME "PROVENANCE.json"
+#define FILE_LIMIT (16u << 20)
+
+static enum code output_entry(const char *dir, const char *name, json_t *outputs)
+{
+    char *path = io_join(dir, name);
+    if (!path)
+        return fail(ERR_MEMORY, "%s: out of memory while hashing", dir);
+    int64_t bytes = io_file_bytes(path);
+    char hex[33];
+    enum code c = OK;
+    if (bytes >= 0) {
+        c = xxh128_file(path, hex);
+        if (c == OK && json_array_append_new(outputs, json_pack("{s:s, s:I, s:s}", "path", name, "bytes", (json_int_t)bytes,
+                                                                "xxh128", hex)) != 0)
+            c = fail(ERR_MEMORY, "%s: out of memory while hashing", dir);
+    }
+    free(path);
+    return c;
+}
+
+enum code provenance_write(const char *dir, const json_t *facts)
+{
+    json_t *root = json_pack("{s:s}", "schema", "gqakit/provenance/1");
+    json_t *outputs = json_array();
+    char **names = NULL, *path = io_join(dir, FILE_NAME);
+    int n = 0;
+    enum code c = OK;
+    if (!root || !outputs || !path || (facts && json_object_update(root, (json_t *)facts) != 0))
+        c = fail(ERR_MEMORY, "%s: out of memory while writing " FILE_NAME, dir);
+    if (c == OK)
+        c = io_list(dir, &names, &n);
+    for (int i = 0; c == OK && i < n; i++)
+        if (strcmp(names[i], FILE_NAME) != 0)
+            c = output_entry(dir, names[i], outputs);
+    if (c == OK && json_object_set(root, "outputs", outputs) != 0)
+        c = fail(ERR_MEMORY, "%s: out of memory while writing " FILE_NAME, dir);
+    if (c == OK)
+        c = json_write_file(path, root);
+    io_names_free(names, n);
+    free(path);
+    json_decref(outputs);
+    json_decref(root);
+    return c;
+}
+
+static enum code verify_entry(const char *dir, const char *where, const json_t *entry)
+{
+    const char *name, *xxh = NULL, *sha = NULL;
+    int64_t bytes;
+    TRY(json_need_str(entry, where, "path", &name));
+    TRY(json_need_i64(entry, where, "bytes", 0, INT64_MAX, &bytes));
+    TRY(json_want_str(entry, where, "xxh128", &xxh));
+    TRY(json_want_str(entry, where, "sha256", &sha));
+    if (!io_name_is_safe(name))
+        return fail(ERR_INPUT, "%s: output path \"%s\" leaves the directory", where, name);
+    if (!xxh && !sha)
+        return fail(ERR_INPUT, "%s: output %s has neither xxh128 nor sha256", where, name);
+    char *path = io_join(dir, name);
+    if (!path)
+        return fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
+    int64_t found = io_file_bytes(path);
+    enum code c = OK;
+    char hex[65] = "";
+    if (found < 0)
+        c = fail(ERR_INPUT, "%s: listed in " FILE_NAME " but missing", path);
+    else if (found != bytes)
+        c = fail(ERR_INPUT, "%s: %lld bytes recorded, %lld found: the file was changed or damaged", path, (long long)bytes, (long long)found);
+    else if ((c = xxh ? xxh128_file(path, hex) : sha256_file(path, hex)) == OK && strcmp(hex, xxh ? xxh : sha) != 0)
+        c = fail(ERR_INPUT, "%s: hash %s recorded, %s found: the file was changed or damaged", path, xxh ? xxh : sha, hex);
+    free(path);
+    return c;
+}
+
+enum code provenance_verify(const char *dir, int *files_checked)
+{
+    char *where = io_join(dir, FILE_NAME);
+    json_t *root = NULL;
+    *files_checked = 0;
+    if (!where)
+        return fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
+    enum code c;
+    if (!io_exists(where))
+        c = fail(ERR_INPUT, "%s: no " FILE_NAME " to verify against", dir);
+    else
+        c = json_read_file(where, FILE_LIMIT, &root);
+    const json_t *outputs = c == OK ? json_object_get(root, "outputs") : NULL;
+    if (c == OK && !json_is_array(outputs))
+        c = fail(ERR_INPUT, "%s: \"outputs\" must be an array", where);
+    for (size_t i = 0; c == OK && i < json_array_size(outputs); i++) {
+        c = verify_entry(dir, where, json_array_get(outputs, i));
+        *files_checked += c == OK;
+    }
+    json_decref(root);
+    free(where);
+    return c;
+}
