@@ -22,6 +22,8 @@ int host_cpus(void);                /* CPUs this process may use (sched_getaffin
 size_t host_l1d_bytes(void);        /* per core; 32 KiB when unknown */
 size_t host_l2_bytes(void);         /* per core; 256 KiB when unknown */
 /* Sets the OpenMP team (0 = host_cpus()) and pins thread i to the i-th allowed CPU. Call once, before any parallel region. */
+/* Children made by fork get the whole set back (posix_spawn, system and popen children stay on one CPU). With OMP_PROC_BIND or
+ * OMP_PLACES in the environment nothing is pinned. */
 void host_threads_set(int threads);
 int host_threads(void);
 double host_seconds(void);          /* monotonic clock */

@@ -1,0 +1,216 @@
+# gqakit. `make help` lists the targets. Settings come first; each can be given on the command line (make CC=clang).
+
+CC      ?= gcc
+AR      ?= ar
+PREFIX  ?= /usr/local
+DESTDIR ?=
+SAN     ?= 0#   1: AddressSanitizer and UBSan, in build/san
+V       ?= 0#   1: print the whole commands
+COV     ?= 0#   1: gcov, in build/cov
+OPT     ?= -O2
+KOPT    ?= -O3# kernels/cpu and base/view*.c: loops worth vectorising
+FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang-14 2>/dev/null))
+FUZZ_SECONDS ?= 60
+TEST_TIMEOUT ?= 300
+# Tests that make test-quick leaves out.
+TEST_SLOW ?= test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults
+
+# ---- nothing to change below ---------------------------------------------------------------------------------------
+
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+.DEFAULT_GOAL := all
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules
+
+MACHINE   := $(shell uname -m)
+MULTIARCH := $(shell $(CC) -print-multiarch 2>/dev/null)
+PKG       := pkg-config
+have_pkg   = $(shell $(PKG) --exists $(1) 2>/dev/null && echo $(1))
+HDF5_PKG  := $(firstword $(call have_pkg,hdf5-serial) $(call have_pkg,hdf5))
+LIB_PKGS  := yaml-0.1 jansson libpcre2-8 libutf8proc libxxhash libcrypto zlib
+
+# The OpenMP build of OpenBLAS is linked by its own path: Debian's alternatives point elsewhere (the pthread build).
+BLAS_DIR     := $(firstword $(wildcard /usr/lib/$(MULTIARCH)/openblas-openmp /usr/lib64/openblas-openmp /usr/lib/openblas-openmp))
+BLAS_INC     := $(firstword $(wildcard /usr/include/$(MULTIARCH)/openblas-openmp /usr/include/openblas))
+BLAS_CFLAGS  := $(addprefix -isystem ,$(BLAS_INC))
+ifneq ($(BLAS_DIR),)
+BLAS_LIBS    := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
+else
+BLAS_LIBS    := -lopenblas
+endif
+NVCC := $(shell command -v nvcc 2>/dev/null)
+
+ifeq ($(SAN),1)
+OUT      := build/san
+SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+else ifeq ($(COV),1)
+OUT      := build/cov
+SANFLAGS := --coverage -fprofile-update=atomic
+OPT      := -O1
+KOPT     := -O1
+else
+OUT      := build
+SANFLAGS := -D_FORTIFY_SOURCE=2
+endif
+
+WARN   := -Wall -Wextra -Wshadow -Wdouble-promotion -Wstrict-prototypes -Wvla -Wconversion -Werror
+# -fno-math-errno changes no result; -ffp-contract=off keeps the plain path the same on every compiler and machine.
+BASE_FLAGS := -std=c11 -D_GNU_SOURCE $(WARN) -g -fopenmp -fno-math-errno -ffp-contract=off -pthread -I.
+ifneq ($(filter x86_64 amd64,$(MACHINE)),)
+SIMD := 1
+else
+SIMD :=
+BASE_FLAGS += -DGQAKIT_NO_SIMD
+endif
+PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell $(PKG) --cflags $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)) $(BLAS_CFLAGS)
+PKG_LIBS   := $(shell $(PKG) --libs $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)
+ALL_CFLAGS  = $(BASE_FLAGS) $(PKG_CFLAGS) $(SANFLAGS) $(CFLAGS)
+ALL_LIBS    = $(BLAS_LIBS) $(PKG_LIBS) -fopenmp -pthread -lm $(SANFLAGS) $(LDFLAGS)
+
+AVX512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
+AVX512BF16 := $(AVX512) -mavx512bf16
+AVX2       := -mavx2 -mfma -mf16c
+isa_flags   = $(if $(filter %_avx512bf16.c,$(1)),$(AVX512BF16),$(if $(filter %_avx512.c,$(1)),$(AVX512),$(if $(filter %_avx2.c,$(1)),$(AVX2))))
+opt_flags   = $(if $(filter kernels/cpu/% base/view%,$(1)),$(KOPT),$(OPT))
+
+LIB_DIRS := base data checkpoints kernels kernels/cpu model
+ALL_SRC  := $(wildcard $(addsuffix /*.c,$(LIB_DIRS)))
+LIB_SRC  := $(if $(SIMD),$(ALL_SRC),$(filter-out %_avx512bf16.c %_avx512.c %_avx2.c,$(ALL_SRC)))
+LIB_OBJ  := $(LIB_SRC:%.c=$(OUT)/obj/%.o)
+LIB      := $(OUT)/libgqakit.a
+
+# A program is built when one of its folder's files has a main.
+PROGRAM_NAMES := convert uptrain eval
+program_src    = $(wildcard $(1)/*.c)
+has_main       = $(if $(call program_src,$(1)),$(shell grep -lE '^int main' $(call program_src,$(1)) /dev/null))
+PROGRAMS      := $(foreach p,$(PROGRAM_NAMES),$(if $(call has_main,$(p)),$(OUT)/gqa-$(p)))
+
+HELPER_SRC := $(filter-out tests/canary.c tests/test_%.c,$(wildcard tests/*.c)) $(wildcard tests/reference/*.c)
+HELPER_OBJ := $(HELPER_SRC:%.c=$(OUT)/obj/%.o)
+TEST_SRC   := $(wildcard tests/test_*.c)
+TESTS      := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
+QUICK      := $(filter-out $(addprefix $(OUT)/tests/,$(TEST_SLOW)),$(TESTS))
+CANARY     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/canary.c))
+BENCH      := $(patsubst tools/bench/%.c,$(OUT)/bench/%,$(wildcard tools/bench/bench_*.c))
+TOOL_SRC   := $(filter-out $(wildcard tools/bench_*.c),$(wildcard tools/*.c))
+TOOLS      := $(TOOL_SRC:tools/%.c=$(OUT)/tools/%)
+FUZZ_SRC   := $(wildcard tests/fuzz/fuzz_*.c)
+FUZZ       := $(FUZZ_SRC:tests/fuzz/%.c=build/fuzz/%)
+
+Q   := $(if $(filter 1,$(V)),,@)
+say  = $(if $(filter 1,$(V)),,@echo '  $(1)')
+
+.PHONY: all help test test-quick bench info demo fuzz install coverage format clean programs tests-built
+.SECONDARY:
+
+all: $(LIB) $(PROGRAMS) ## build what this machine can: the library and the programs (the default)
+programs: $(PROGRAMS)
+tests-built: $(TESTS) $(CANARY) $(PROGRAMS) $(TOOLS)
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
+	@echo "  Settings: SAN=1 (sanitizers), COV=1 (gcov), CC=, PREFIX=, DESTDIR=, FUZZ_SECONDS=; see the head of the Makefile."
+
+$(LIB): $(LIB_OBJ)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR $@)
+	$(Q)$(AR) rcs $@ $^
+
+$(OUT)/obj/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC $<)
+	$(Q)$(CC) $(call opt_flags,$<) $(ALL_CFLAGS) $(call isa_flags,$<) $(if $(filter tests/%,$<),-Itests) -MMD -MP -c -o $@ $<
+
+define program_rule
+$(OUT)/gqa-$(1): $(patsubst %.c,$(OUT)/obj/%.o,$(call program_src,$(1))) $(LIB)
+	$$(call say,LD $$@)
+	$$(Q)$$(CC) -o $$@ $$^ $$(ALL_LIBS)
+endef
+$(foreach p,$(PROGRAM_NAMES),$(eval $(call program_rule,$(p))))
+
+$(OUT)/tests/%: $(OUT)/obj/tests/%.o $(HELPER_OBJ) $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka
+
+$(OUT)/bench/%: $(OUT)/obj/tools/bench/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -o $@ $^ $(ALL_LIBS)
+
+$(OUT)/tools/%: $(OUT)/obj/tools/%.o $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -o $@ $^ $(ALL_LIBS)
+
+# tools/deps may install the compiler and libraries this file has looked for above, so the rest runs in a second make.
+test: ## every test, each in a process of its own; ends with 'N passed, N failed'
+	@tools/deps
+	@$(MAKE) --no-print-directory tests-built
+	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) tools/run-tests all
+
+test-quick: ## the tests that take seconds
+	@tools/deps
+	@$(MAKE) --no-print-directory tests-built
+	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) TEST_SLOW="$(TEST_SLOW)" tools/run-tests quick
+
+demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table and a report
+	@tools/deps
+	@$(MAKE) --no-print-directory all
+	@tools/demo
+
+bench: all $(BENCH) ## every benchmark program and script of tools/bench, briefly
+	@for b in $(BENCH) $(wildcard tools/bench/bench_*.sh); do echo "== $$b"; BUILD=$(OUT) $$b || exit 1; done
+
+# Fuzzers are built from source with clang, without the SIMD files' flags being any different.
+FUZZ_FLAGS = -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+FUZZ_OBJ   = $(LIB_SRC:%.c=build/fuzz/obj/%.o)
+build/fuzz/obj/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC $< (fuzz))
+	$(Q)$(FUZZ_CC) -O1 $(BASE_FLAGS) -Wno-unknown-warning-option -Wno-unused-command-line-argument -fopenmp $(PKG_CFLAGS) \
+	  -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined $(call isa_flags,$<) -Itests -MMD -MP -c -o $@ $<
+build/fuzz/libgqakit.a: $(FUZZ_OBJ)
+	@rm -f $@
+	$(call say,AR $@)
+	$(Q)$(AR) rcs $@ $^
+build/fuzz/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libgqakit.a
+	$(call say,LD $@)
+	$(Q)$(FUZZ_CC) -o $@ $^ $(FUZZ_FLAGS) $(BLAS_LIBS) $(PKG_LIBS) $(FUZZ_OMP) -pthread -lm
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (needs clang)
+	@if [ -z "$(FUZZ_CC)" ]; then echo "make fuzz needs clang with libFuzzer (Debian: clang); none found" >&2; exit 1; fi
+	@$(MAKE) --no-print-directory $(FUZZ)
+	@set -e; for f in $(FUZZ); do n=$$(basename $$f); n=$${n#fuzz_}; mkdir -p tests/fuzz/corpus/$$n build/fuzz/found/$$n; \
+	  echo "== fuzz $$n, $(FUZZ_SECONDS) s"; \
+	  $$f -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 -timeout=2 -verbosity=0 -print_final_stats=1 \
+	    -artifact_prefix=build/fuzz/found/$$n- build/fuzz/found/$$n tests/fuzz/corpus/$$n; done
+
+info: ## what was found on this machine, and what was not
+	@BUILD=$(OUT) CC="$(CC)" PKG="$(PKG)" HDF5_PKG="$(HDF5_PKG)" BLAS_DIR="$(BLAS_DIR)" BLAS_INC="$(BLAS_INC)" \
+	  FUZZ_CC="$(FUZZ_CC)" NVCC="$(NVCC)" MACHINE="$(MACHINE)" SIMD="$(SIMD)" PROGRAMS="$(PROGRAMS)" tools/info
+
+install: all ## programs into PREFIX/bin, library and headers into PREFIX/lib and PREFIX/include/gqakit
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib
+	for p in $(PROGRAMS); do install -m 755 $$p $(DESTDIR)$(PREFIX)/bin/ || exit 1; done
+	install -m 644 $(LIB) $(DESTDIR)$(PREFIX)/lib/
+	for h in $(wildcard $(addsuffix /*.h,$(LIB_DIRS))); do \
+	  install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/gqakit/$$h || exit 1; done
+
+COVERED := base checkpoints convert model kernels/cpu
+coverage: ## line coverage of $(COVERED), from a COV=1 run of the tests (needs gcovr)
+	@find build/cov -name '*.gcda' -delete 2>/dev/null || true
+	-@$(MAKE) --no-print-directory COV=1 test
+	@gcovr -r . --object-directory build/cov $(foreach d,$(COVERED),-f '$(d)/[^/]*\.c$$') --exclude-unreachable-branches \
+	  --gcov-ignore-parse-errors
+
+format: ## clang-format over the C files
+	clang-format -i $$(git ls-files '*.c' '*.h')
+
+clean: ## remove build/
+	rm -rf build
+
+-include $(shell find $(OUT)/obj build/fuzz/obj -name '*.d' 2>/dev/null)

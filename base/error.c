@@ -1,0 +1,84 @@
+/* The sentence of an error lives in one buffer per thread: a failing path allocates nothing, so it also works when memory
+ * is what has run out. */
+#include "base/error.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TEXT_BYTES = 2048 };
+static _Thread_local char text[TEXT_BYTES];
+
+/* Arguments may point into `text` (fail_text() as an argument), so the new sentence is built beside it. */
+static void text_set(const char *format, va_list args, const char *tail)
+{
+    char fresh[TEXT_BYTES];
+    int n = vsnprintf(fresh, sizeof fresh, format, args);
+    if (n < 0)
+        fresh[n = 0] = 0;
+    if (tail && n < TEXT_BYTES - 1)
+        snprintf(fresh + n, (size_t)(TEXT_BYTES - n), "%s", tail);
+    memcpy(text, fresh, sizeof text);
+}
+
+enum code fail(enum code code, const char *format, ...)
+{
+    va_list args;
+    va_start(args, format);
+    text_set(format, args, NULL);
+    va_end(args);
+    return code;
+}
+
+enum code fail_in(enum code code, const char *format, ...)
+{
+    if (code == OK)
+        return OK;
+    char tail[TEXT_BYTES];
+    snprintf(tail, sizeof tail, ": %.2000s", text);
+    va_list args;
+    va_start(args, format);
+    text_set(format, args, tail);
+    va_end(args);
+    return code;
+}
+
+enum code fail_errno(const char *path, const char *what)
+{
+    int e = errno;
+    const char *advice = "";
+    if (e == ENOSPC)
+        advice = "; free some space on that file system or write elsewhere";
+    else if (e == EDQUOT)
+        advice = "; the disk quota is used up: free some space or write elsewhere";
+    else if (e == EACCES || e == EPERM)
+        advice = "; check the owner and permissions of the file and its directory";
+    else if (e == EROFS)
+        advice = "; the file system is mounted read-only: write elsewhere";
+    else if (e == EMFILE)
+        advice = "; raise the limit of open files (ulimit -n)";
+    return fail(ERR_IO, "%s: %s: %s%s", path, what, strerror(e), advice);
+}
+
+const char *fail_text(void)
+{
+    return text;
+}
+
+int fail_exit(const char *program, enum code code)
+{
+    if (code != OK) {
+        fflush(stdout);
+        fprintf(stderr, "%s: %s: %s\n", program, code == ERR_STOPPED ? "stopped" : "error", text[0] ? text : "unknown error");
+    }
+    return (int)code;
+}
+
+void check_failed(const char *file, int line, const char *condition)
+{
+    fflush(stdout);
+    fprintf(stderr, "%s:%d: broken promise: %s\n", file, line, condition);
+    abort();
+}
