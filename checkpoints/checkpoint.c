@@ -1,0 +1,212 @@
+/* The dispatcher: finds the form of a path and forwards. It does no work on tensors; forms are listed in form.h. */
+#include "checkpoint.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "blocks.h"
+#include "form.h"
+
+#define FORM_ADDRESS(form) &form,
+static const struct ckpt_form *const FORMS[] = {CKPT_FORMS(FORM_ADDRESS)};
+enum { N_FORMS = sizeof FORMS / sizeof *FORMS };
+
+static void strings_free(struct strings *s)
+{
+    for (int i = 0; i < s->n; i++)
+        free(s->v[i]);
+    free(s->v);
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+static int compare_names(const void *a, const void *b, void *tensors)
+{
+    const struct ckpt_tensor *t = tensors;
+    return strcmp(t[*(const int *)a].name, t[*(const int *)b].name);
+}
+
+static enum code index_names(struct checkpoint *ck)
+{
+    ck->by_name = malloc((size_t)(ck->n_tensors ? ck->n_tensors : 1) * sizeof *ck->by_name);
+    if (!ck->by_name)
+        return fail(ERR_MEMORY, "%s: out of memory", ck->path);
+    for (int i = 0; i < ck->n_tensors; i++)
+        ck->by_name[i] = i;
+    qsort_r(ck->by_name, (size_t)ck->n_tensors, sizeof *ck->by_name, compare_names, ck->tensors);
+    return OK;
+}
+
+enum code ckpt_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
+{
+    static const struct ckpt_options defaults;
+    *ck = NULL;
+    if (!io_exists(path)) {
+        errno = ENOENT;
+        return fail_errno(path, "open");
+    }
+    for (int f = 0; f < N_FORMS; f++) {
+        if (!FORMS[f]->probe(path))
+            continue;
+        enum code c = FORMS[f]->open(ck, path, options ? options : &defaults);
+        if (c == OK && (c = index_names(*ck)) != OK)
+            ckpt_close(*ck);
+        if (c != OK)
+            *ck = NULL;
+        return c;
+    }
+    if (io_is_dir(path))
+        return fail(ERR_INPUT, "%s: holds no model: expected config.json with model.safetensors, or the steps of a training run", path);
+    return fail(ERR_INPUT, "%s: not a model file: expected a Hugging Face directory, a .h5 or a llama2.c .bin", path);
+}
+
+void ckpt_close(struct checkpoint *ck)
+{
+    if (!ck)
+        return;
+    if (ck->form->close)
+        ck->form->close(ck);
+    arch_free(&ck->arch);
+    form_free_companions(ck->companions, ck->n_companions);
+    strings_free(&ck->strings);
+    free(ck->files);
+    free(ck->tensors);
+    free(ck->by_name);
+    free(ck->path);
+    free(ck);
+}
+
+const struct arch *ckpt_arch(const struct checkpoint *ck) { return &ck->arch; }
+const char *ckpt_path(const struct checkpoint *ck) { return ck->path; }
+const char *ckpt_form_name(const struct checkpoint *ck) { return ck->form->name; }
+int ckpt_count(const struct checkpoint *ck) { return ck->n_tensors; }
+
+const struct ckpt_tensor *ckpt_at(const struct checkpoint *ck, int i)
+{
+    CHECK(i >= 0 && i < ck->n_tensors);
+    return &ck->tensors[i];
+}
+
+const struct ckpt_tensor *ckpt_find(const struct checkpoint *ck, const char *canonical)
+{
+    int low = 0, high = ck->n_tensors;
+    while (low < high) {
+        int middle = low + (high - low) / 2;
+        const struct ckpt_tensor *t = &ck->tensors[ck->by_name[middle]];
+        int order = strcmp(canonical, t->name);
+        if (order == 0)
+            return t;
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
+
+enum code ckpt_read(struct checkpoint *ck, const struct ckpt_tensor *t, int64_t row, int64_t rows, void *dst, enum dtype as)
+{
+    CHECK(t >= ck->tensors && t < ck->tensors + ck->n_tensors);
+    return blocks_read(ck, (int)(t - ck->tensors), row, rows, dst, as);
+}
+
+int ckpt_files(const struct checkpoint *ck, const char *const **names)
+{
+    *names = ck->files;
+    return ck->n_files;
+}
+
+int ckpt_companions(const struct checkpoint *ck, const struct ckpt_companion **list)
+{
+    *list = ck->companions;
+    return ck->n_companions;
+}
+
+/* ---- writing ------------------------------------------------------------------------------------------------------ */
+
+enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target)
+{
+    *w = NULL;
+    for (int pass = 0; pass < 2; pass++) /* forms that claim by extension first, then the one that takes the rest */
+        for (int f = 0; f < N_FORMS; f++)
+            if (FORMS[f]->claims && (FORMS[f] == &form_hf) == pass && FORMS[f]->claims(target->path)) {
+                enum code c = FORMS[f]->create(w, target);
+                if (c != OK)
+                    *w = NULL;
+                return c;
+            }
+    return fail(ERR_USAGE, "%s: a target is a directory name (Hugging Face) or a name ending in .h5", target->path);
+}
+
+int ckpt_writer_count(const struct ckpt_writer *w) { return w->n_tensors; }
+
+const struct ckpt_tensor *ckpt_writer_at(const struct ckpt_writer *w, int i)
+{
+    CHECK(i >= 0 && i < w->n_tensors);
+    return &w->tensors[i];
+}
+
+enum code ckpt_write(struct ckpt_writer *w, const struct ckpt_tensor *t, int64_t row, int64_t rows, const void *src, enum dtype type)
+{
+    CHECK(t >= w->tensors && t < w->tensors + w->n_tensors);
+    return blocks_write(w, (int)(t - w->tensors), row, rows, src, type);
+}
+
+enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *bytes, size_t n)
+{
+    if (!io_name_is_safe(name))
+        return fail(ERR_USAGE, "%s: \"%s\" is not a plain file name", w->path, name);
+    return form_add_companion(&w->companions, &w->n_companions, name, bytes, n);
+}
+
+static void writer_free(struct ckpt_writer *w)
+{
+    arch_free(&w->arch);
+    form_free_companions(w->companions, w->n_companions);
+    strings_free(&w->strings);
+    for (int i = 0; w->rows_done && i < w->n_tensors; i++)
+        free(w->rows_done[i]);
+    free(w->rows_done);
+    free(w->rows_left);
+    free(w->tensors);
+    free(w->temporary);
+    free(w->path);
+    free(w);
+}
+
+/* Removes what is at the temporary name without disturbing the sentence of an error that is on its way up. */
+static void temporary_remove(const struct ckpt_writer *w)
+{
+    char *sentence = strdup(fail_text());
+    if (w->temporary && io_remove_tree(w->temporary) != OK)
+        log_warn("%s", fail_text());
+    if (sentence && *sentence)
+        fail(ERR_INTERNAL, "%s", sentence);
+    free(sentence);
+}
+
+enum code ckpt_commit(struct ckpt_writer *w)
+{
+    enum code c = blocks_complete(w);
+    if (c == OK)
+        c = w->form->finish(w);
+    if (w->form->drop)
+        w->form->drop(w);
+    if (c == OK)
+        c = target_install(w->temporary, w->path, w->force);
+    if (c != OK)
+        temporary_remove(w);
+    writer_free(w);
+    return c;
+}
+
+void ckpt_abandon(struct ckpt_writer *w)
+{
+    if (!w)
+        return;
+    if (w->form->drop)
+        w->form->drop(w);
+    temporary_remove(w);
+    writer_free(w);
+}
