@@ -150,7 +150,7 @@ static enum code writer_tensors(struct ckpt_writer *w, const struct ckpt_target 
 
 static enum code writer_fill(struct ckpt_writer *w, const struct ckpt_target *target)
 {
-    int64_t bytes;
+    int64_t bytes = 0;
     const struct checkpoint *source = target->source;
     TRY(target_check(w->path, source ? source->path : NULL, target->force));
     TRY(arch_copy(&w->arch, target->arch));
