@@ -1,0 +1,51 @@
+/* A model family: how its config.json becomes a struct arch and where its tensors lie in the file. A new family is one new
+ * file family_NAME.c and one line in FAMILIES below; nothing outside checkpoints/ knows that families exist. */
+#ifndef GQAKIT_CHECKPOINTS_FAMILY_H
+#define GQAKIT_CHECKPOINTS_FAMILY_H
+
+#include "arch.h"
+
+#define FAMILIES(X) X(family_llama)
+
+/* Where a canonical tensor lies: row r is row first + (r / inner) * stride + r % inner of the file's tensor `name`, whose
+ * shape is n. An unfused tensor has first 0, inner = stride = its rows. Fused q|k|v rows: first picks the part; [H, 3, h]
+ * interleaving: inner h, stride 3h. Reading gathers, writing scatters by the same three numbers. */
+struct family_place {
+    char name[128];
+    int nd;
+    int64_t n[2]; /* n[1] = 1 for vectors */
+    int64_t first, inner, stride;
+};
+
+struct family {
+    const char *const *model_types; /* NULL ended; the values of "model_type" it reads */
+    const char *const *keys;        /* NULL ended; config keys that it reads, besides the common ones of config_keys.c */
+    const char *groups_key;         /* "num_key_value_heads"; inserted after heads_key when the source lacks it */
+    const char *heads_key;
+    /* Fills everything of a (after memset 0; calls arch_init) but source_config and dtype. arch_check runs after it. */
+    enum code (*read)(struct arch *a, const json_t *config, const char *where);
+    void (*place)(const struct arch *a, const struct tensor_spec *spec, struct family_place *place);
+    int (*ignores)(const struct arch *a, const char *name); /* 1: a buffer or duplicate that carries nothing */
+    /* config.json of an arch that came from elsewhere, without torch_dtype. ERR_UNSUPPORTED when it cannot say it. */
+    enum code (*fresh)(const struct arch *a, json_t *config);
+};
+
+#define FAMILY_DECLARE(name) extern const struct family name;
+FAMILIES(FAMILY_DECLARE)
+
+const struct family *family_of(const char *model_type); /* NULL when unknown */
+const char *family_list(void);                          /* "llama, mistral" */
+
+/* config_keys.c: ERR_UNSUPPORTED names the first key that is neither harmless, nor common, nor the family's. */
+enum code config_keys_check(const json_t *config, const struct family *family, const char *where) MUST_USE;
+/* config_rope.c: theta and scaling from rope_parameters (transformers 5) or rope_scaling and rope_theta. rope.dims and
+ * max_positions are set before. */
+enum code config_rope_read(struct arch *a, const json_t *config, const char *where) MUST_USE;
+void config_rope_fresh(const struct arch_rope *r, json_t *config);
+/* config_text.c: sets a top-level member of the JSON object in *text (valid, malloc'ed) to `value` (JSON text) without touching
+ * any other byte; a new member goes after `after` with its indentation. */
+enum code config_text_set(char **text, const char *key, const char *value, const char *after) MUST_USE;
+/* "bfloat16" and such; "" for a type no config names. */
+const char *config_dtype_name(enum dtype t);
+
+#endif
