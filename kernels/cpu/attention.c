@@ -9,6 +9,12 @@
 
 static const struct attention_kernels *kernels_of(enum isa isa)
 {
+#ifndef GQAKIT_NO_SIMD
+    if (isa == ISA_AVX512)
+        return &attention_avx512;
+    if (isa == ISA_AVX2)
+        return &attention_avx2;
+#endif
     (void)isa;
     return &attention_plain;
 }
