@@ -41,14 +41,16 @@ const struct model_memory *model_memory(const struct model *m);
 
 struct model_param {
     struct tensor_spec spec;
-    int64_t offset; /* elements into the flat range; 64-byte aligned, padding between parameters is zero and stays zero */
+    int64_t offset; /* elements of its own dtype into the flat range. q|k|v and gate|up (and their biases) follow each other without
+                     * a gap; every such group and every other parameter is 64-byte aligned, the padding is zero and stays zero */
     int64_t count;
     struct view value, grad; /* grad.p NULL when not training */
 };
 int model_param_count(const struct model *m);
 const struct model_param *model_param_at(const struct model *m, int i); /* memory order */
 const struct model_param *model_param_find(const struct model *m, const char *canonical);
-/* All parameters (and gradients) as one range of n elements, padding included: for optimiser, norms, checkpoints, collectives. */
+/* All parameters (and gradients) as one range of n elements, padding included: for optimiser, norms, checkpoints, collectives.
+ * A bf16 model (matrices bf16, vectors and position table f32) has no such range: params NULL, n 0. */
 struct model_flat { void *params; float *grads; int64_t n; };
 struct model_flat model_flat(const struct model *m);
 

@@ -1,0 +1,121 @@
+/* What a pass keeps and works in. Bytes per layer and row for training: x, mid C each; qkv (H+2G)*D; o H*D; gate|up 2F; lse H;
+ * two or four statistics. Norm outputs and the MLP's hidden are recomputed in backward: one cheap pass each over data that
+ * backward reads anyway. With `recompute` a layer keeps x alone, without training not even that. */
+#include "parts.h"
+
+struct widths { int64_t qkv, o, heads, in, u, f; }; /* of one layer, or the largest of any */
+
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+static struct widths widths_of(const struct arch *a, const struct arch_block *b)
+{
+    struct widths w = {qkv_width(b), b->H * b->D, b->H, in_width(a, b), 0, b->F};
+    w.u = larger(2 * b->F, w.qkv + w.o);
+    return w;
+}
+
+static struct widths widths_max(const struct arch *a)
+{
+    struct widths m = {0, 0, 0, 0, 0, 0};
+    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
+        struct widths w = widths_of(a, &a->stack[STACK_DEC].block[l]);
+        m.qkv = larger(m.qkv, w.qkv);
+        m.o = larger(m.o, w.o);
+        m.heads = larger(m.heads, w.heads);
+        m.in = larger(m.in, w.in);
+        m.u = larger(m.u, w.u);
+        m.f = larger(m.f, w.f);
+    }
+    return m;
+}
+
+static float *carve_f32(struct arena *a, int64_t n)
+{
+    return arena_carve(a, (size_t)n * sizeof(float));
+}
+
+static void keep_carve(struct model *m, struct block_keep *k, const struct widths *w)
+{
+    struct arena *a = &m->activations;
+    int64_t N = m->rows, C = m->arch.C;
+    int mean = norm_has_mean(m->arch.norm);
+    k->x = carve_f32(a, N * C);
+    k->qkv = carve_f32(a, N * w->qkv);
+    k->o = carve_f32(a, N * w->o);
+    k->lse = carve_f32(a, N * w->heads);
+    k->mid = carve_f32(a, N * C);
+    k->in = carve_f32(a, N * w->in);
+    k->mean1 = mean ? carve_f32(a, N) : NULL;
+    k->rstd1 = carve_f32(a, N);
+    k->mean2 = mean ? carve_f32(a, N) : NULL;
+    k->rstd2 = carve_f32(a, N);
+}
+
+static void keeps_carve(struct model *m)
+{
+    const struct arch_stack *s = &m->arch.stack[STACK_DEC];
+    struct widths most = widths_max(&m->arch);
+    if (m->options.train && !m->options.recompute) {
+        for (int64_t l = 0; l < s->L; l++) {
+            struct widths w = widths_of(&m->arch, &s->block[l]);
+            keep_carve(m, &m->keep[l], &w);
+        }
+        return;
+    }
+    keep_carve(m, &m->keep[0], &most);
+    for (int64_t l = 1; l < s->L; l++) {
+        m->keep[l] = m->keep[0];
+        if (m->options.train)
+            m->keep[l].x = carve_f32(&m->activations, m->rows * m->arch.C);
+    }
+}
+
+static void tables_carve(struct model *m)
+{
+    struct arena *a = &m->activations;
+    int64_t half = m->arch.rope.dims / 2, P = m->positions;
+    m->env.rope_cos = m->env.rope_sin = view_none();
+    if (m->arch.pos != POS_ROPE)
+        return;
+    m->env.rope_cos = view_2d(carve_f32(a, P * half), DT_F32, P, half);
+    m->env.rope_sin = view_2d(carve_f32(a, P * half), DT_F32, P, half);
+}
+
+static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+
+static size_t kernel_scratch(const struct model *m)
+{
+    const struct model_options *o = &m->options;
+    const struct arch *a = &m->arch;
+    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, a->C, a->V) : 0;
+    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
+        const struct arch_block *b = &a->stack[STACK_DEC].block[l];
+        if (o->B * o->T > 0)
+            bytes = largest(bytes, m->be->attention_scratch(m->dev, o->B, o->T, o->T, b->H, b->G, b->D, o->train));
+        if (o->cache_B * o->cache_S > 0)
+            bytes = largest(bytes, m->be->attention_decode_scratch(m->dev, o->cache_B, 8, b->H, b->D, o->cache_S));
+    }
+    return bytes;
+}
+
+void activations_carve(struct model *m)
+{
+    struct arena *a = &m->activations, *s = &m->scratch;
+    struct widths w = widths_max(&m->arch);
+    int64_t N = m->rows, C = m->arch.C;
+    size_t i32 = (size_t)N * sizeof(int32_t);
+    m->ids = arena_carve(a, i32);
+    m->targets = arena_carve(a, i32);
+    m->pos = arena_carve(a, i32);
+    m->seg = arena_carve(a, i32);
+    m->lens = arena_carve(a, (size_t)m->options.cache_B * sizeof(int32_t));
+    m->final_mean = norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
+    m->final_rstd = carve_f32(a, N);
+    tables_carve(m);
+    keeps_carve(m);
+    m->env.n = carve_f32(s, N * C);
+    m->env.branch = carve_f32(s, N * C);
+    m->env.u = carve_f32(s, N * (m->options.train ? larger(w.u, C) : larger(w.f, C)));
+    m->env.d = m->options.train ? carve_f32(s, N * C) : NULL;
+    m->env.scratch = arena_carve(s, kernel_scratch(m));
+}

@@ -1,0 +1,141 @@
+/* Private to model/: what an open model is made of.
+ *
+ * Memory: five device arenas, each measured by running its carving with a NULL base, then reserved once.
+ *   parameters   [embed | pos | layer 0 | layer 1 | ... | final norm | head], one carve: the flat range
+ *   gradients    the same layout in f32, training only
+ *   activations  kept per layer for backward (struct block_keep), the inputs of the step, the rotary tables
+ *   scratch      shared by all layers: norm output, branch, the union `u`, the kernels' own scratch
+ *   cache        K/V per layer
+ *
+ * The residual stream is never added by a pass of its own: a block ends with the pair (mid, branch), whose sum is the
+ * block's output, and the next norm adds, stores and normalises in one pass. */
+#ifndef GQAKIT_MODEL_PARTS_H
+#define GQAKIT_MODEL_PARTS_H
+
+#include "model.h"
+
+/* One layer's parameters, or its gradients (p NULL where the arch has none). q|k|v and gate|up are adjacent in memory. */
+struct block_params {
+    struct view attn_norm_w, attn_norm_b; /* [C] */
+    struct view qkv_w, qkv_b;             /* [(H+2G)*D, C], [(H+2G)*D] */
+    struct view o_w, o_b;                 /* [C, H*D], [C] */
+    struct view mlp_norm_w, mlp_norm_b;   /* [C] */
+    struct view in_w, in_b;               /* gate|up [2F, C], [2F]; ungated: up [F, C], [F] */
+    struct view down_w, down_b;           /* [C, F], [C] */
+};
+
+/* All parameters, or all gradients. head is embed when tied. pos starts at the row of position 0. */
+struct weights {
+    struct view embed, pos, final_norm_w, final_norm_b, head, head_b;
+    struct block_params *block; /* [L] */
+};
+
+/* What a block's forward leaves behind. Rows are the N = B*T of the pass, packed; capacity is for the largest pass.
+ * Without training all layers share one set, with recompute all but x. */
+struct block_keep {
+    float *x;   /* [N,C] the block's input, summed */
+    float *qkv; /* [N,(H+2G)*D] q and k rotated */
+    float *o;   /* [N,H*D] attention output */
+    float *lse; /* [B,H,T] */
+    float *mid; /* [N,C] x + attention branch */
+    float *in;  /* [N,2F] gate|up or [N,F] up; backward turns it into its own gradient */
+    float *mean1, *rstd1, *mean2, *rstd2; /* [N] of the two norms; means only for LayerNorm kinds */
+};
+
+enum block_attention { ATTEND_BATCH, ATTEND_PREFILL, ATTEND_CACHE };
+
+/* What every block of a pass shares. A block sees this, one layer's parameters and one block_keep, nothing else. */
+struct block_env {
+    const struct backend *be;
+    struct device *dev;
+    const struct arch *arch;
+    int64_t B, T; /* of this pass; T = new tokens per sequence when attending the cache */
+    enum block_attention attention;
+    struct view pos, seg;           /* i32 [N], i32 [B,T]; seg p NULL: one document per row */
+    struct view rope_cos, rope_sin; /* f32 [P,r/2]; p NULL: no rotation */
+    struct view lens;               /* i32 [B]: cached positions before this pass */
+    float *n;      /* [N,C] norm output */
+    float *branch; /* [N,C] the sublayer's output, not yet added; in backward the gradient of a norm's output */
+    float *d;      /* [N,C] gradient of the residual stream, training only */
+    float *u;      /* [N,max(2F,(H+2G)*D+H*D)] MLP hidden and its gradient, or dqkv|dout: never alive together */
+    void *scratch; /* for kernels */
+};
+
+struct model {
+    struct arch arch;
+    const struct backend *be;
+    struct device *dev;
+    struct model_options options;
+    struct model_memory memory;
+    struct arena parameters, gradients, activations, scratch, cache;
+    struct model_param *param;
+    int n_params;
+    size_t param_bytes; /* of the flat range */
+    struct weights value, grad;
+    struct block_keep *keep; /* [L] */
+    struct kv_layer *kv;     /* [L], cache only */
+    struct block_env env;    /* pointers fixed at open; B, T and the views are set per pass */
+    int64_t rows;            /* capacity of a pass: max(B*T, 8*cache_B) */
+    int64_t positions;       /* P: rows of the rotary tables */
+    int32_t *ids, *targets, *pos, *seg, *lens; /* device: [rows] x 4, [cache_B] */
+    int32_t *host_pos, *host_lens;             /* mirrors, malloc'ed */
+    float *final_mean, *final_rstd;            /* [rows] */
+    model_grad_ready_fn *ready;
+    void *ready_context;
+};
+
+/* params.c */
+enum code params_plan(struct model *m) MUST_USE; /* the list with offsets, from arch_tensors */
+void params_carve(struct model *m);              /* parameters, gradients and all views of them */
+
+/* activations.c: carves activations and scratch for the options; with NULL bases it only measures. */
+void activations_carve(struct model *m);
+
+/* cache.c */
+void cache_carve(struct model *m);
+
+/* rope_table.c */
+struct rope_frequencies {
+    double attention_factor; /* on cos and sin */
+    double inverse[];        /* [r/2] */
+};
+/* Frequencies for sequences of at most `length` positions. free() the result; NULL when out of memory. */
+struct rope_frequencies *rope_frequencies(const struct arch *arch, int64_t length);
+/* cos and sin of position p and pair i at [p * r/2 + i]. */
+enum code rope_tables_fill(const struct arch *arch, int64_t positions, float *cos_table, float *sin_table) MUST_USE;
+
+/* support.c */
+enum code model_supports(const struct arch *arch, const struct model_options *options) MUST_USE;
+
+/* block_forward.c. The block's input is base + env->branch, stored in keep->x (base p NULL: keep->x already holds it). Leaves
+ * keep->mid and env->branch, whose sum is the output; with `for_backward` it stops once everything in keep is there. */
+enum code block_forward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
+                        const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward) MUST_USE;
+/* block_backward.c. env->d holds the gradient of the block's output, then of its input. Destroys keep->in. */
+enum code block_backward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
+                         const struct block_params *dw, const struct block_keep *keep) MUST_USE;
+
+/* Views of a keep set for the B and T of a pass. */
+struct block_views {
+    struct view x, mid, mean1, rstd1, mean2, rstd2; /* [N,C], [N] */
+    struct view qkv, q, k, v;  /* [N,(H+2G)*D]; [B,T,H,D], [B,T,G,D] inside it */
+    struct view o, o4, lse;    /* [N,H*D], [B,T,H,D], [B,H,T] */
+    struct view in, gate, up;  /* [N,2F] and its halves [N,F] (ungated: gate p NULL) */
+};
+struct block_views block_views(const struct block_env *env, const struct arch_block *dims, const struct block_keep *keep);
+/* q, k, v of a packed [N,(H+2G)*D] buffer as [B,T,heads,D]; q|k together as [N,H+G,D] for the rotation. */
+void qkv_split(const struct block_env *env, const struct arch_block *dims, float *qkv, struct view *q, struct view *k, struct view *v);
+struct view qkv_rotated(const struct block_env *env, const struct arch_block *dims, float *qkv);
+struct attention_args block_attention_args(const struct block_env *env, const struct arch_block *dims);
+static inline int64_t qkv_width(const struct arch_block *b) { return (b->H + 2 * b->G) * b->D; }
+static inline int64_t in_width(const struct arch *a, const struct arch_block *b) { return mlp_is_gated(a->mlp) ? 2 * b->F : b->F; }
+static inline int norm_has_mean(enum norm_kind k) { return k == NORM_LAYER || k == NORM_LAYER_NOP; }
+
+/* forward.c. Puts the batch on the device and sets env for it (positions NULL: 0..T-1; segments, targets NULL: none). */
+enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, const int32_t *positions, const int32_t *segments,
+                     const int32_t *targets) MUST_USE;
+/* Embedding and all blocks: the hidden state before the final norm is keep[L-1].mid + env.branch. */
+enum code pass_blocks(struct model *m) MUST_USE;
+struct xent_args model_xent_args(const struct model *m);
+
+#endif

@@ -1,0 +1,76 @@
+/* What of struct arch the transformer does: pre-norm decoders with sequential residuals. Everything else is refused here, by
+ * the name of the field, so that the code of the blocks holds no half-done cases. */
+#include "parts.h"
+
+static enum code refuse(const struct arch *a, const char *what, const char *field)
+{
+    return fail(ERR_UNSUPPORTED, "%s: %s (arch field %s) can be converted but not run yet", a->family[0] ? a->family : "model", what, field);
+}
+
+static enum code block_supported(const struct arch *a, const struct arch_block *b)
+{
+    if (b->Dv != b->D)
+        return refuse(a, "a value width other than the head width", "block.Dv");
+    if (b->dilation)
+        return refuse(a, "dilated attention", "block.dilation");
+    if (b->global_tokens)
+        return refuse(a, "attention with global tokens", "block.global_tokens");
+    if (b->blocksparse)
+        return refuse(a, "block-sparse attention", "block.blocksparse");
+    if (b->cross)
+        return refuse(a, "cross-attention", "block.cross");
+    if (a->pos == POS_ROPE && (a->rope.dims > b->D || a->rope.dims < 2 || a->rope.dims % 2))
+        return refuse(a, "a rotary width that is odd or beyond the head width", "rope.dims");
+    return OK;
+}
+
+static enum code arch_supported(const struct arch *a)
+{
+    const unsigned qkv = BIAS_Q | BIAS_K | BIAS_V;
+    if (a->stack[STACK_ENC].present)
+        return refuse(a, "an encoder stack", "stack[1].present");
+    if (!a->stack[STACK_DEC].causal)
+        return refuse(a, "attention that is not causal", "stack[0].causal");
+    if (a->norm_place != NORM_PRE)
+        return refuse(a, "norms after the sublayer", "norm_place");
+    if (a->residual != RESIDUAL_SEQUENTIAL)
+        return refuse(a, "attention and MLP in parallel", "residual");
+    if (a->pos == POS_ALIBI)
+        return refuse(a, "ALiBi positions", "pos");
+    if (a->pos == POS_REL_BIAS)
+        return refuse(a, "relative position biases", "pos");
+    if (a->qk_norm != QK_NORM_NONE)
+        return refuse(a, "norms on queries and keys", "qk_norm");
+    if (a->clip_qkv != 0.0)
+        return refuse(a, "clipped queries, keys and values", "clip_qkv");
+    if (a->embed_norm)
+        return refuse(a, "a norm after the embedding", "embed_norm");
+    if (a->embed_proj)
+        return refuse(a, "an embedding of another width", "embed_proj");
+    if ((a->bias & qkv) && (a->bias & qkv) != qkv)
+        return refuse(a, "a bias on some but not all of q, k and v", "bias");
+    if (a->residual_scale != 1.0 && (a->bias & (BIAS_O | BIAS_MLP_OUT)))
+        return refuse(a, "a scaled residual with output biases", "residual_scale");
+    if (a->logit_scale != 1.0 && (a->bias & BIAS_HEAD))
+        return refuse(a, "scaled logits with a head bias", "logit_scale");
+    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++)
+        TRY(block_supported(a, &a->stack[STACK_DEC].block[l]));
+    return OK;
+}
+
+enum code model_supports(const struct arch *a, const struct model_options *o)
+{
+    TRY(arch_supported(a));
+    if (o->dtype != DT_F32 && o->dtype != DT_BF16)
+        return fail(ERR_UNSUPPORTED, "parameters in memory can be f32 or bf16, not %s", dtype_name(o->dtype));
+    if (o->train && o->dtype != DT_F32)
+        return fail(ERR_UNSUPPORTED, "training keeps its parameters in f32, not %s", dtype_name(o->dtype));
+    if (o->cache_B > 0 && o->cache_S > 0 && o->cache_dtype != DT_F32 && o->cache_dtype != DT_BF16)
+        return fail(ERR_UNSUPPORTED, "the K/V cache can be f32 or bf16, not %s", dtype_name(o->cache_dtype));
+    if (o->B < 0 || o->T < 0 || o->cache_B < 0 || o->cache_S < 0)
+        return fail(ERR_USAGE, "a negative batch size or length");
+    if (a->pos == POS_LEARNED && (o->T > a->max_positions || o->cache_S > a->max_positions))
+        return fail(ERR_USAGE, "the model has learned positions for %lld tokens, asked for %lld", (long long)a->max_positions,
+                    (long long)(o->T > o->cache_S ? o->T : o->cache_S));
+    return OK;
+}

@@ -1,0 +1,81 @@
+/* One micro-batch: forward, loss, backward into the flat gradient. */
+#include "parts.h"
+
+/* Final norm (into n, its input into u), loss, and the gradient of the last block's output into d. */
+static enum code head_forward_backward(struct model *m, const float *inv_count, double *loss_sum, int64_t *count)
+{
+    const struct arch *a = &m->arch;
+    const struct block_env *e = &m->env;
+    int64_t N = e->B * e->T;
+    struct view n = view_2d(e->n, DT_F32, N, a->C), x = view_2d(e->u, DT_F32, N, a->C), none = view_none();
+    struct view branch = view_2d(e->branch, DT_F32, N, a->C), d = view_2d(e->d, DT_F32, N, a->C), dn = branch;
+    struct view mid = view_2d(m->keep[a->stack[STACK_DEC].L - 1].mid, DT_F32, N, a->C);
+    struct view mean = view_1d(m->final_mean, DT_F32, N), rstd = view_1d(m->final_rstd, DT_F32, N);
+    struct xent_args args = model_xent_args(m);
+    args.inv_count = inv_count;
+    args.dbias = m->grad.head_b;
+
+    TRY(m->be->norm_fwd(m->dev, n, x, mean, rstd, mid, branch, m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
+    TRY(m->be->xent(m->dev, loss_sum, count, none, dn, m->grad.head, n, m->value.head, view_1d(m->targets, DT_I32, N), &args, e->scratch));
+    return m->be->norm_bwd(m->dev, d, m->grad.final_norm_w, m->grad.final_norm_b, dn, none, x, m->value.final_norm_w, mean, rstd, a->norm);
+}
+
+/* Tells the listener that the gradients of the tensors of `layer` are final: -1 what comes before the layers, L what comes after. */
+static void announce(const struct model *m, int64_t layer)
+{
+    int64_t L = m->arch.stack[STACK_DEC].L, from = -1, to = model_flat(m).n, seen_layer = 0;
+    if (!m->ready)
+        return;
+    for (int i = 0; i < m->n_params; i++) {
+        const struct model_param *p = &m->param[i];
+        int64_t here = p->spec.layer;
+        seen_layer |= here >= 0;
+        if (here < 0)
+            here = seen_layer ? L : -1;
+        if (here == layer && from < 0)
+            from = p->offset;
+        if (here > layer) {
+            to = p->offset;
+            break;
+        }
+    }
+    if (from >= 0)
+        m->ready(m->ready_context, from, to);
+}
+
+static enum code blocks_backward(struct model *m)
+{
+    const struct arch_stack *stack = &m->arch.stack[STACK_DEC];
+    for (int64_t l = stack->L - 1; l >= 0; l--) {
+        if (m->options.recompute)
+            TRY(block_forward(&m->env, &stack->block[l], &m->value.block[l], &m->keep[l], NULL, view_none(), 1));
+        TRY(block_backward(&m->env, &stack->block[l], &m->value.block[l], &m->grad.block[l], &m->keep[l]));
+        announce(m, l);
+    }
+    return OK;
+}
+
+enum code model_forward_backward(struct model *m, const struct batch *b, const float *inv_count, double *loss_sum, int64_t *count)
+{
+    if (!m->options.train)
+        return fail(ERR_USAGE, "this model was opened without gradients");
+    if (b->B > m->options.B || b->T > m->options.T)
+        return fail(ERR_USAGE, "a batch of %lld x %lld does not fit the model opened for %lld x %lld", (long long)b->B, (long long)b->T,
+                    (long long)m->options.B, (long long)m->options.T);
+    TRY(pass_begin(m, b->B, b->T, b->ids, b->positions, b->segments, b->targets));
+    TRY(pass_blocks(m));
+    TRY(head_forward_backward(m, inv_count, loss_sum, count));
+    announce(m, m->arch.stack[STACK_DEC].L);
+    TRY(blocks_backward(m));
+    int64_t N = b->B * b->T;
+    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, view_2d(m->env.d, DT_F32, N, m->arch.C), view_1d(m->ids, DT_I32, N), m->env.pos,
+                         (float)m->arch.embed_scale));
+    announce(m, -1);
+    return OK;
+}
+
+void model_on_grad_ready(struct model *m, model_grad_ready_fn *fn, void *context)
+{
+    m->ready = fn;
+    m->ready_context = context;
+}
