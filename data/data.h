@@ -21,9 +21,12 @@ int64_t tokenizer_vocab(const struct tokenizer *t);
 int tokenizer_bos(const struct tokenizer *t); /* -1 none; as post_processor / added tokens say */
 int tokenizer_eos(const struct tokenizer *t);
 const char *tokenizer_sha256(const struct tokenizer *t); /* of the file's bytes; "bytes" for the byte tokenizer */
-/* *ids malloc'ed. specials: 1 applies the post-processor (adds <s> ...) and recognises added tokens; 0 plain text. */
+/* *ids malloc'ed. Text that is not UTF-8 is ERR_INPUT (except for "bytes"). specials: 1 applies the post-processor (adds <s> ...)
+ * and recognises special tokens in the text; 0: their spelling is plain text, nothing is added. Added tokens that are not special
+ * (runs of spaces in GPT-NeoX) belong to the vocabulary and are recognised in both. Safe to call from several threads. */
 enum code tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int specials, int32_t **ids, int64_t *n_ids) MUST_USE;
-/* *text malloc'ed and NUL ended. */
+/* *text malloc'ed and NUL ended. Special tokens are left out. Bytes come out as they are, so the text of ids that end inside
+ * a character is not valid UTF-8: whoever needs that (JSON) must check. An unknown id is ERR_INPUT. */
 enum code tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n_ids, char **text, size_t *n) MUST_USE;
 
 /* ---- token files -------------------------------------------------------------------------------------------------- */
@@ -41,7 +44,11 @@ struct tokens_options {
     const char *cache_dir;   /* where tokenised text is cached by the hash of its inputs; NULL: beside nothing, in memory */
 };
 
-/* An opened stream of tokens. bytes = text bytes the tokens stand for (sidecar FILE.json or known from tokenising), -1 unknown.
+/* Text: a .txt is one document, unless it has lines that are exactly <|endoftext|>, which separate documents (TinyStories) and are
+ * never tokenised, whatever the tokenizer; a .jsonl has one document per line. Special tokens in the text are plain text.
+ * Megatron: PATH may be the .idx, the .bin or their common stem. Its document index is checked and then not used: documents
+ * end where the eos id stands in the stream.
+ * An opened stream of tokens. bytes = text bytes the tokens stand for (sidecar FILE.json or known from tokenising), -1 unknown.
  * An optional FILE.mask (u8 per token, 1 = learnable target) is picked up by itself; a wrong size is ERR_INPUT. */
 struct tokens;
 enum code tokens_open(struct tokens **t, const char *path, const struct tokens_options *options) MUST_USE;
@@ -49,7 +56,8 @@ void tokens_close(struct tokens *t);
 int64_t tokens_count(const struct tokens *t);
 int64_t tokens_bytes(const struct tokens *t);
 int tokens_has_mask(const struct tokens *t);
-const char *tokens_sha256(const struct tokens *t); /* of the input, for provenance and resume checks */
+/* Of the input (the text, not its tokens), for provenance and resume checks. Made on the first call: not from two threads at once. */
+const char *tokens_sha256(const struct tokens *t);
 void tokens_get(const struct tokens *t, int64_t from, int64_t n, int32_t *ids); /* bounds CHECKed */
 void tokens_get_mask(const struct tokens *t, int64_t from, int64_t n, uint8_t *mask); /* all 1 without a mask */
 /* Writes llm.c form (magic 20240520 u16, or 20240801 u32) with its sidecar, atomically. */
