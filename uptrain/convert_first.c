@@ -1,0 +1,157 @@
+/* `gqa:` in a config: convert before training. The three programs never include each other, so this runs gqa-convert as a child:
+ * the one beside our own executable, else the one in PATH. Its result stays in output_dir/converted/; output_dir/converted.json
+ * {inputs} holds a hash of what it was made from, written last, so a half-made or outdated directory is made again. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "run.h"
+#include "signals.h"
+
+struct command { const char *argv[32]; int n; char numbers[4][32]; int n_numbers; };
+
+static void add(struct command *c, const char *flag, const char *value)
+{
+    if (!value)
+        return;
+    c->argv[c->n++] = flag;
+    c->argv[c->n++] = value;
+}
+
+static void add_number(struct command *c, const char *flag, int64_t value)
+{
+    if (value == UNSET_INT)
+        return;
+    char *text = c->numbers[c->n_numbers++];
+    snprintf(text, sizeof c->numbers[0], "%lld", (long long)value);
+    add(c, flag, text);
+}
+
+static void make_command(struct command *c, const struct options *o, const char *program, const char *to)
+{
+    memset(c, 0, sizeof *c);
+    c->argv[c->n++] = program;
+    c->argv[c->n++] = o->model_path;
+    c->argv[c->n++] = to;
+    add_number(c, "--kv-heads", o->gqa.kv_heads);
+    add(c, "--method", o->gqa.method);
+    add(c, "--calibration", o->gqa.calibration);
+    add_number(c, "--calibration-tokens", o->gqa.calibration_tokens);
+    add(c, "--refit", o->gqa.refit && strcmp(o->gqa.refit, "none") != 0 ? o->gqa.refit : NULL);
+    add(c, "--grouping", o->gqa.grouping && strcmp(o->gqa.grouping, "consecutive") != 0 ? o->gqa.grouping : NULL);
+    add_number(c, "--seed", o->seed);
+    c->argv[c->n++] = "--force";
+}
+
+/* Hash of the arguments and of every file of the source. */
+static enum code inputs_hash(const struct command *cmd, const struct options *o, char hex[65])
+{
+    struct checkpoint *source;
+    const char *const *names;
+    TRY(ckpt_open(&source, o->model_path, NULL));
+    struct sha256 *h = sha256_begin();
+    enum code c = h ? OK : fail(ERR_MEMORY, "out of memory while hashing %s", o->model_path);
+    int n = ckpt_files(source, &names);
+    for (int i = 3; c == OK && i < cmd->n; i++)
+        sha256_add(h, cmd->argv[i], strlen(cmd->argv[i]) + 1);
+    for (int i = 0; c == OK && i < n; i++) {
+        char file[33], *path = io_is_dir(o->model_path) ? io_join(o->model_path, names[i]) : strdup(o->model_path);
+        c = path ? xxh128_file(path, file) : fail(ERR_MEMORY, "out of memory while hashing %s", o->model_path);
+        free(path);
+        if (c == OK)
+            sha256_add(h, file, 32);
+    }
+    if (h)
+        sha256_end(h, hex);
+    ckpt_close(source);
+    return c;
+}
+
+static char *find_program(void)
+{
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n > 0) {
+        self[n] = 0;
+        char *slash = strrchr(self, '/');
+        if (slash) {
+            *slash = 0;
+            char *beside = io_join(self, "gqa-convert");
+            if (beside && access(beside, X_OK) == 0)
+                return beside;
+            free(beside);
+        }
+    }
+    return strdup("gqa-convert");
+}
+
+/* The child's results belong to stderr here: our stdout carries our own. */
+static enum code run_child(const struct command *c)
+{
+    pid_t pid = fork();
+    if (pid < 0)
+        return fail_errno(c->argv[0], "starting");
+    if (pid == 0) {
+        dup2(STDERR_FILENO, STDOUT_FILENO);
+        execvp(c->argv[0], (char *const *)(uintptr_t)c->argv);
+        fprintf(stderr, "gqa-uptrain: error: %s: %s; gqa needs gqa-convert beside gqa-uptrain or in PATH\n", c->argv[0], strerror(errno));
+        _exit(127);
+    }
+    int status = 0;
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return fail_errno(c->argv[0], "waiting for");
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return OK;
+    if (signals_stop())
+        return fail(ERR_STOPPED, "stopped by signal %d while gqa-convert ran; nothing was trained yet, the same command starts again",
+                    signals_stop());
+    if (!WIFEXITED(status))
+        return fail(ERR_INTERNAL, "gqa: gqa-convert was killed by signal %d", WTERMSIG(status));
+    int code = WEXITSTATUS(status);
+    return fail(code >= ERR_INTERNAL && code <= ERR_LOCKED ? (enum code)code : ERR_INTERNAL, "gqa: gqa-convert ended with exit code %d; its message stands above", code);
+}
+
+static int complete(const char *dir, const char *record, const char *hex)
+{
+    json_t *j = NULL;
+    if (!io_is_dir(dir) || !io_exists(record) || json_read_file(record, 1 << 20, &j) != OK)
+        return 0;
+    const char *then = json_string_value(json_object_get(j, "inputs"));
+    int same = then && !strcmp(then, hex);
+    json_decref(j);
+    return same;
+}
+
+static enum code convert(struct run *r, const char *program, const char *record)
+{
+    struct command cmd;
+    char hex[65];
+    make_command(&cmd, &r->options, program, r->converted);
+    TRY(inputs_hash(&cmd, &r->options, hex));
+    if (complete(r->converted, record, hex)) {
+        log_info("gqa: %s is already converted", r->converted);
+        return OK;
+    }
+    if (unlink(record) != 0 && errno != ENOENT)
+        return fail_errno(record, "removing");
+    log_info("gqa: converting %s to %lld K/V heads (%s)", r->options.model_path, (long long)r->options.gqa.kv_heads, r->options.gqa.method);
+    TRY(run_child(&cmd));
+    json_t *j = json_pack("{s:s, s:s}", "schema", "gqakit/converted/1", "inputs", hex);
+    enum code c = j ? json_write_file(record, j) : fail(ERR_MEMORY, "%s: out of memory", record);
+    json_decref(j);
+    return c;
+}
+
+enum code convert_first(struct run *r)
+{
+    char *program = find_program(), *record = io_join(r->options.output_dir, "converted.json");
+    r->converted = io_join(r->options.output_dir, "converted");
+    r->source_path = r->converted;
+    enum code c = program && record && r->converted ? convert(r, program, record) : fail(ERR_MEMORY, "out of memory for a path");
+    free(program);
+    free(record);
+    return c;
+}

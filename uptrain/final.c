@@ -1,0 +1,168 @@
+/* The end of a run: output_dir/final/, a Hugging Face directory. Tensors in the writer's order, the source's names, config and
+ * companions carried on; a model card and PROVENANCE.json say where it comes from. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoints/provenance.h"
+#include "run.h"
+
+static const char *base_name(const char *path)
+{
+    static char name[256];
+    snprintf(name, sizeof name, "%s", path);
+    size_t n = strlen(name);
+    while (n > 1 && name[n - 1] == '/')
+        name[--n] = 0;
+    const char *slash = strrchr(name, '/');
+    return slash && slash[1] ? slash + 1 : name;
+}
+
+static json_t *real(double v)
+{
+    return isfinite(v) ? json_real(v) : json_null();
+}
+
+static enum code source_files(const struct run *r, json_t *out)
+{
+    const char *const *names;
+    const char *path = ckpt_path(r->source);
+    int n = ckpt_files(r->source, &names);
+    for (int i = 0; i < n; i++) {
+        char hex[65], *file = io_is_dir(path) ? io_join(path, names[i]) : strdup(path);
+        enum code c = file ? sha256_file(file, hex) : fail(ERR_MEMORY, "%s: out of memory while hashing", path);
+        free(file);
+        TRY(c);
+        json_array_append_new(out, json_pack("{s:s, s:s}", "path", names[i], "sha256", hex));
+    }
+    return OK;
+}
+
+/* What the converted directory says of itself stays readable after it is gone. */
+static json_t *source_provenance(const struct run *r)
+{
+    json_t *j = NULL;
+    char *path = r->source ? io_join(ckpt_path(r->source), "PROVENANCE.json") : NULL;
+    if (path && io_exists(path) && json_read_file(path, 1 << 20, &j) != OK)
+        j = NULL;
+    free(path);
+    return j ? j : json_null();
+}
+
+static enum code facts_make(const struct run *r, json_t **facts)
+{
+    const struct progress_state *s = &r->state;
+    json_t *files = json_array(), *config = options_to_json(&r->options);
+    enum code c = r->source ? source_files(r, files) : OK;
+    char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS), hex[65] = "";
+    if (text)
+        sha256_of(text, strlen(text), hex);
+    free(text);
+    *facts = json_pack("{s:s, s:s, s:{s:s?, s:o}, s:o, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:i, s:s, s:o}", "program", "gqa-uptrain",
+                       "version", GQAKIT_VERSION, "source", "path", r->options.model_path, "files", files, "config", config,
+                       "config_sha256", hex, "data", dataset_to_json(&r->data, &r->options), "steps", (json_int_t)s->step, "tokens",
+                       (json_int_t)s->tokens, "skipped", (json_int_t)s->skips, "loss_before", real(s->loss_zero), "loss_after",
+                       real(s->loss_eval), "train_loss", real(s->loss), "threads", host_threads(), "isa", host_isa_name(host_isa()),
+                       "source_provenance", source_provenance(r));
+    if (c == OK && !*facts)
+        c = fail(ERR_MEMORY, "out of memory for the provenance");
+    return c;
+}
+
+static enum code card_make(const struct run *r, const json_t *facts, char **card, size_t *n)
+{
+    const struct options *o = &r->options;
+    const struct progress_state *s = &r->state;
+    FILE *f = open_memstream(card, n);
+    if (!f)
+        return fail(ERR_MEMORY, "out of memory for the model card");
+    const struct arch_block *b = &r->arch.stack[STACK_DEC].block[0];
+    fprintf(f, "---\n");
+    if (o->model_path)
+        fprintf(f, "base_model: %s\nbase_model_relation: finetune\n", base_name(o->model_path));
+    fprintf(f, "library_name: transformers\npipeline_tag: text-generation\ntags:\n- gqakit\n");
+    if (b->G < b->H)
+        fprintf(f, "- gqa\n");
+    if (o->gqa.kv_heads != UNSET_INT)
+        fprintf(f, "- %s-pool\n", o->gqa.method);
+    fprintf(f, "---\n\n# %s\n\n", base_name(o->output_dir));
+    if (o->model_path)
+        fprintf(f, "%s, trained further by gqa-uptrain %s.", base_name(o->model_path), GQAKIT_VERSION);
+    else
+        fprintf(f, "Trained from random weights by gqa-uptrain %s.", GQAKIT_VERSION);
+    fprintf(f, " %lld query heads, %lld key/value heads per layer.\n\n| | |\n|---|---|\n", (long long)b->H, (long long)b->G);
+    fprintf(f, "| steps | %lld |\n| tokens | %lld |\n", (long long)s->step, (long long)s->tokens);
+    if (!isnan(o->uptrain_fraction))
+        fprintf(f, "| share of the original tokens | %g |\n", o->uptrain_fraction);
+    if (isfinite(s->loss_zero))
+        fprintf(f, "| validation loss before (nats/token) | %.4f |\n", s->loss_zero);
+    if (isfinite(s->loss_eval))
+        fprintf(f, "| validation loss after (nats/token) | %.4f |\n", s->loss_eval);
+    fprintf(f, "| skipped steps | %lld |\n| config sha256 | %s |\n\n", (long long)s->skips,
+            json_string_value(json_object_get(facts, "config_sha256")));
+    char *yaml = config_json_to_yaml(json_object_get(facts, "config"));
+    fprintf(f, "PROVENANCE.json holds the hashes of every input and output. The configuration:\n\n```yaml\n%s```\n", yaml ? yaml : "");
+    free(yaml);
+    return fclose(f) == 0 ? OK : fail(ERR_MEMORY, "out of memory for the model card");
+}
+
+/* A new model has no companions to carry: the tokenizer it was trained with goes along. */
+static enum code add_tokenizer(const struct run *r, struct ckpt_writer *w)
+{
+    const char *name = r->options.data.tokenizer;
+    if (r->source || !name || !r->data.tokenizer || !strcmp(name, "bytes"))
+        return OK;
+    char *path = io_is_dir(name) ? io_join(name, "tokenizer.json") : strdup(name), *bytes = NULL;
+    size_t n = 0;
+    enum code c = path ? OK : fail(ERR_MEMORY, "out of memory for a path");
+    if (c == OK && io_exists(path))
+        c = io_read_all(path, (size_t)256 << 20, &bytes, &n);
+    if (c == OK && bytes)
+        c = ckpt_add_file(w, "tokenizer.json", bytes, n);
+    free(bytes);
+    free(path);
+    return c;
+}
+
+static enum code write_all(const struct run *r, struct ckpt_writer *w, const json_t *facts)
+{
+    char *card = NULL;
+    size_t n = 0;
+    for (int i = 0; i < ckpt_writer_count(w); i++) {
+        const struct ckpt_tensor *t = ckpt_writer_at(w, i);
+        const struct model_param *q = model_param_find(r->model, t->name);
+        if (!q)
+            return fail(ERR_INTERNAL, "final: the model has no tensor %s", t->name);
+        TRY(ckpt_write(w, t, 0, t->n[0], q->value.p, DT_F32));
+    }
+    TRY(add_tokenizer(r, w));
+    enum code c = card_make(r, facts, &card, &n);
+    if (c == OK)
+        c = ckpt_add_file(w, "README.md", card, n);
+    free(card);
+    return c;
+}
+
+enum code final_write(struct run *r, char **path)
+{
+    static const enum dtype types[] = {DT_NONE, DT_F32, DT_BF16, DT_F16};
+    struct ckpt_writer *w = NULL;
+    json_t *facts = NULL;
+    *path = io_join(r->options.output_dir, "final");
+    if (!*path)
+        return fail(ERR_MEMORY, "out of memory for a path");
+    TRY(r->backend->device_sync(r->device));
+    enum code c = facts_make(r, &facts);
+    struct ckpt_target target = {.path = *path, .arch = &r->arch, .source = r->source, .dtype = types[r->options.dtype], .shard_bytes = 0,
+                                 .force = 1, .compress = 0};
+    if (c == OK)
+        c = ckpt_create(&w, &target);
+    if (c == OK && (c = write_all(r, w, facts)) != OK)
+        ckpt_abandon(w);
+    else if (c == OK)
+        c = ckpt_commit(w);
+    if (c == OK)
+        c = provenance_write(*path, facts);
+    json_decref(facts);
+    return c;
+}

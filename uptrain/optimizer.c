@@ -1,0 +1,123 @@
+/* AdamW over flat ranges. All parameters lie in one allocation (model_flat); consecutive ones with the same weight-decay flag and
+ * the same freeze flag are one range, updated by one kernel call. Moments are two more flat arrays of the same layout.
+ *
+ * Gradient norm: the backend writes one double per 65536 elements of the whole flat gradient; they are added here in order, so the
+ * norm depends neither on the ranges nor on threads. Clip factor and skip flag go back to device memory, where adamw reads them.
+ * Frozen gradients are zeroed first: they are no part of the norm. Padding between parameters is zero and stays zero (its
+ * gradient and moments are zero, and weight decay of zero is zero). */
+#include <fnmatch.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+
+static int frozen(const struct options *o, const char *name, unsigned char *used)
+{
+    int hit = 0;
+    for (int i = 0; i < o->freeze.n; i++)
+        if (fnmatch(((const char *const *)o->freeze.items)[i], name, 0) == 0) {
+            used[i] = 1;
+            hit = 1;
+        }
+    return hit;
+}
+
+static enum code make_ranges(struct optimizer *p, const struct options *o)
+{
+    int count = model_param_count(p->model);
+    unsigned char *used = calloc((size_t)o->freeze.n + 1, 1);
+    p->ranges = calloc((size_t)count + 1, sizeof *p->ranges);
+    if (!p->ranges || !used) {
+        free(used);
+        return fail(ERR_MEMORY, "out of memory for the optimizer's %d ranges", count);
+    }
+    for (int i = 0; i < count; i++) {
+        const struct model_param *q = model_param_at(p->model, i);
+        int64_t end = i + 1 < count ? model_param_at(p->model, i + 1)->offset : p->n;
+        int is_frozen = frozen(o, q->spec.name, used);
+        struct optimizer_range *last = p->n_ranges ? &p->ranges[p->n_ranges - 1] : NULL;
+        if (!last || last->decay != q->spec.decay || last->frozen != is_frozen) {
+            last = &p->ranges[p->n_ranges++];
+            *last = (struct optimizer_range){q->offset, 0, q->spec.decay, is_frozen};
+        }
+        last->count = end - last->from;
+        p->frozen += is_frozen ? q->count : 0;
+    }
+    enum code c = OK;
+    for (int i = 0; i < o->freeze.n && c == OK; i++)
+        if (!used[i])
+            c = fail(ERR_USAGE, "%s: freeze: '%s' matches no tensor; names are embed.weight, dec.0.attn.q.w, dec.final_norm.w, head.w ...",
+                     config_where(o->config, config_root(o->config), "freeze"), ((const char *const *)o->freeze.items)[i]);
+    free(used);
+    return c;
+}
+
+enum code optimizer_open(struct optimizer *p, struct model *model, const struct backend *backend, struct device *device,
+                         const struct options *o)
+{
+    memset(p, 0, sizeof *p);
+    p->backend = backend;
+    p->device = device;
+    p->model = model;
+    p->n = model_flat(model).n;
+    p->n_partials = (p->n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
+    TRY(make_ranges(p, o));
+    size_t bytes = (size_t)p->n * sizeof(float), small = (size_t)p->n_partials * sizeof(double) + 3 * 64;
+    p->host_partials = malloc((size_t)p->n_partials * sizeof(double) + 1);
+    if (!p->host_partials)
+        return fail(ERR_MEMORY, "out of memory for the gradient norm");
+    TRY(backend->device_alloc(device, &p->moments, "moments", 2 * bytes + 256));
+    TRY(backend->device_alloc(device, &p->small, "optimizer scalars", small + 512));
+    p->m = arena_carve(&p->moments, bytes);
+    p->v = arena_carve(&p->moments, bytes);
+    p->partials = arena_carve(&p->small, (size_t)p->n_partials * sizeof(double));
+    p->clip = arena_carve(&p->small, sizeof(float));
+    p->inv_count = arena_carve(&p->small, sizeof(float));
+    p->skip = arena_carve(&p->small, sizeof(int32_t));
+    return OK;
+}
+
+void optimizer_close(struct optimizer *p)
+{
+    if (p->moments.base)
+        p->backend->device_free(p->device, &p->moments);
+    if (p->small.base)
+        p->backend->device_free(p->device, &p->small);
+    free(p->ranges);
+    free(p->host_partials);
+    memset(p, 0, sizeof *p);
+}
+
+enum code optimizer_norm(struct optimizer *p, double max_norm, int loss_is_finite, double *norm)
+{
+    float *grads = model_flat(p->model).grads;
+    for (int i = 0; i < p->n_ranges; i++)
+        if (p->ranges[i].frozen)
+            TRY(p->backend->fill(p->device, grads + p->ranges[i].from, 0.0f, p->ranges[i].count));
+    TRY(p->backend->sumsq(p->device, p->partials, grads, p->n));
+    TRY(p->backend->device_copy(p->device, p->host_partials, p->partials, (size_t)p->n_partials * sizeof(double)));
+    double sum = 0.0;
+    for (int64_t i = 0; i < p->n_partials; i++)
+        sum += p->host_partials[i];
+    *norm = sqrt(sum);
+    int32_t skip = !loss_is_finite || !isfinite(*norm);
+    float clip = !skip && max_norm > 0.0 && *norm > max_norm ? (float)(max_norm / *norm) : 1.0f;
+    TRY(p->backend->device_copy(p->device, p->clip, &clip, sizeof clip));
+    return p->backend->device_copy(p->device, p->skip, &skip, sizeof skip);
+}
+
+enum code optimizer_step(struct optimizer *p, const struct optimizer_options *o, double lr, int64_t step)
+{
+    struct model_flat flat = model_flat(p->model);
+    struct adamw_args a = {.lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps, .weight_decay = 0.0f,
+                           .step = step, .clip = p->clip, .skip = p->skip, .zero_grad = 1};
+    for (int i = 0; i < p->n_ranges; i++) {
+        const struct optimizer_range *g = &p->ranges[i];
+        if (g->frozen)
+            continue;
+        a.weight_decay = g->decay ? (float)o->weight_decay : 0.0f;
+        TRY(p->backend->adamw(p->device, (float *)flat.params + g->from, flat.grads + g->from, p->m + g->from, p->v + g->from, g->count, &a));
+    }
+    return OK;
+}

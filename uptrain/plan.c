@@ -1,0 +1,154 @@
+/* --plan: what a run would take, from the same carving code and the same checks, without training. FLOPs are 6 x parameters x tokens +
+ * attention (model_train_flops_per_token). Time is FLOPs at 75% of the matrix-multiplication rate, which is measured for a
+ * moment on a 512^3 product: the right order of magnitude, no promise. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+
+#define PROBE 512
+#define PROBE_SECONDS 0.2
+#define SHARE_OF_GEMM 0.75
+
+static enum code gemm_rate(const struct run *r, double *flops_per_second)
+{
+    struct arena a = {NULL, 0, 0, NULL};
+    size_t bytes = sizeof(float) * PROBE * PROBE;
+    TRY(r->backend->device_alloc(r->device, &a, "probe", 3 * bytes + 1024));
+    struct view x[3];
+    for (int i = 0; i < 3; i++)
+        x[i] = view_2d(arena_carve(&a, bytes), DT_F32, PROBE, PROBE);
+    enum code c = r->backend->matmul(r->device, x[0], x[1], x[2], view_none(), 0, 1, 1.0f, 0.0f);
+    double start = host_seconds(), spent = 0.0;
+    int n = 0;
+    while (c == OK && spent < PROBE_SECONDS) {
+        c = r->backend->matmul(r->device, x[0], x[1], x[2], view_none(), 0, 1, 1.0f, 0.0f);
+        if (c == OK)
+            c = r->backend->device_sync(r->device);
+        n++;
+        spent = host_seconds() - start;
+    }
+    r->backend->device_free(r->device, &a);
+    *flops_per_second = 2.0 * PROBE * PROBE * PROBE * n / spent;
+    return c;
+}
+
+enum code plan_make(struct run *r, struct plan *p)
+{
+    static const int64_t width[] = {0, 4, 2, 2};
+    const struct options *o = &r->options;
+    struct model_options m = setup_model_options(r);
+    double rate;
+    memset(p, 0, sizeof *p);
+    TRY(model_measure(&r->arch, r->backend, r->device, &m, &p->memory));
+    p->moments = 2 * p->memory.parameters;
+    p->total = p->memory.parameters + p->memory.gradients + p->moments + p->memory.activations + p->memory.scratch;
+    p->parameters = arch_parameters(&r->arch);
+    p->flops = model_train_flops_per_token(&r->arch, o->sequence_len) * (double)r->budget.tokens;
+    int64_t element = width[o->dtype] ? width[o->dtype] : o->init == INIT_RANDOM ? 4 : (int64_t)dtype_bytes(r->arch.dtype);
+    int64_t step = 3 * p->memory.parameters, result = p->parameters * element;
+    p->disk_needed = (o->save_steps > 0 && r->budget.steps > 0 ? (o->save_total_limit + 1) * step : step) + result;
+    if (r->plan && o->gqa.kv_heads != UNSET_INT)
+        p->disk_needed += result;
+    TRY(io_free_bytes(o->output_dir, &p->disk_free));
+    if (r->plan) {
+        TRY(gemm_rate(r, &rate));
+        p->seconds = p->flops / (rate * SHARE_OF_GEMM);
+    }
+    return OK;
+}
+
+enum code plan_check(const struct run *r, const struct plan *p)
+{
+    char need[16], have[16];
+    int64_t memory = host_memory_total();
+    if (!strcmp(r->backend->name, "cpu") && memory > 0 && p->total > memory) {
+        format_bytes(need, (double)p->total);
+        format_bytes(have, (double)memory);
+        return fail(ERR_MEMORY, "%s: training takes %s, this machine has %s; lower micro_batch_size (now %lld) or sequence_len, or set "
+                    "activation_checkpointing: block", r->options.file, need, have, (long long)r->options.micro_batch_size);
+    }
+    if (p->disk_needed > p->disk_free) {
+        format_bytes(need, (double)p->disk_needed);
+        format_bytes(have, (double)p->disk_free);
+        return fail(ERR_IO, "%s: checkpoints and result take %s, %s are free; free space, lower save_total_limit, or choose another "
+                    "output_dir", r->options.output_dir, need, have);
+    }
+    return OK;
+}
+
+static const char *schedule_name(const struct run *r, char out[32])
+{
+    const char *names = SCHEDULE_NAMES;
+    for (int i = (int)r->schedule.kind; i > 0; i--)
+        names = strchr(names, '|') + 1;
+    snprintf(out, 32, "%.*s", (int)strcspn(names, "|"), names);
+    return out;
+}
+
+static void print_json(const struct run *r, const struct plan *p)
+{
+    const struct options *o = &r->options;
+    char name[32];
+    json_t *j = json_result("plan", r->backend->name);
+    json_object_update_missing_new(j, json_pack(
+        "{s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:{s:I, s:I, s:I, s:I, s:I, s:I}, s:{s:I, s:I}, s:o, s:I, s:{s:s, s:f, s:f, s:I, s:I}, s:o}", "steps",
+        (json_int_t)r->budget.steps, "tokens", (json_int_t)r->budget.tokens, "tokens_per_step", (json_int_t)r->budget.tokens_per_step,
+        "gradient_accumulation_steps", (json_int_t)o->accumulation, "parameters", (json_int_t)p->parameters, "flops", p->flops,
+        "estimated_seconds", p->seconds, "memory", "parameters", (json_int_t)p->memory.parameters, "gradients",
+        (json_int_t)p->memory.gradients, "moments", (json_int_t)p->moments, "activations", (json_int_t)p->memory.activations, "scratch",
+        (json_int_t)p->memory.scratch, "total", (json_int_t)p->total, "disk", "needed", (json_int_t)p->disk_needed, "free",
+        (json_int_t)p->disk_free, "data", dataset_to_json(&r->data, o), "windows", (json_int_t)r->data.train_order.windows, "schedule", "name",
+        schedule_name(r, name), "lr", o->optimizer.lr, "min_lr", o->optimizer.lr * o->schedule.min_lr_ratio, "warmup_steps",
+        (json_int_t)r->budget.warmup, "decay_steps", (json_int_t)r->budget.decay, "config", options_to_json(o)));
+    json_print(j, 2);
+    json_decref(j);
+}
+
+static void row_bytes(const char *name, int64_t bytes)
+{
+    char text[16];
+    format_bytes(text, (double)bytes);
+    printf("  %-20s %s\n", name, text);
+}
+
+void plan_print(const struct run *r, const struct plan *p)
+{
+    const struct options *o = &r->options;
+    char a[32], b[16];
+    if (r->json) {
+        print_json(r, p);
+        return;
+    }
+    format_count(a, (double)p->parameters);
+    printf("model                  %s, %s parameters\n", r->arch.family, a);
+    printf("steps                  %lld of %lld sequences (%lld x %lld) of %lld tokens\n", (long long)r->budget.steps,
+           (long long)o->global_batch_size, (long long)o->accumulation, (long long)o->micro_batch_size, (long long)o->sequence_len);
+    format_count(a, (double)r->budget.tokens);
+    double samples = (double)r->budget.steps * (double)o->global_batch_size;
+    printf("tokens                 %s, %.2f epochs of %lld samples\n", a, samples / (double)r->data.train_order.windows,
+           (long long)r->data.train_order.windows);
+    printf("schedule               %s, lr %g to %g, warm-up %lld steps", schedule_name(r, a), o->optimizer.lr,
+           o->optimizer.lr * o->schedule.min_lr_ratio, (long long)r->budget.warmup);
+    if (r->schedule.kind == SCHEDULE_WSD)
+        printf(", decay over the last %lld", (long long)r->budget.decay);
+    format_duration(b, p->seconds);
+    printf("\ncompute                %.3g FLOPs, about %s on %s\n", p->flops, b, r->backend->device_name(r->device));
+    printf("memory\n");
+    row_bytes("parameters", p->memory.parameters);
+    row_bytes("gradients", p->memory.gradients);
+    row_bytes("moments", p->moments);
+    row_bytes("activations", p->memory.activations);
+    row_bytes("scratch", p->memory.scratch);
+    row_bytes("total", p->total);
+    printf("disk\n");
+    row_bytes("needed", p->disk_needed);
+    row_bytes("free", p->disk_free);
+    printf("data\n");
+    for (int i = 0; i < r->data.n_train; i++)
+        printf("  train      %s: %lld tokens\n", ((const char *const *)o->data.train.items)[i], (long long)tokens_count(r->data.train[i]));
+    for (int i = 0; i < r->data.n_validation; i++)
+        printf("  validation %s: %lld tokens\n", ((const char *const *)o->data.validation.items)[i],
+               (long long)tokens_count(r->data.validation[i]));
+}

@@ -1,0 +1,124 @@
+/* One run of gqa-uptrain: what main builds up and every file of this folder works on. The order is that of a run:
+ * options -> convert_first -> source and arch -> dataset -> model, optimizer -> resume -> trainer -> final. */
+#ifndef GQAKIT_UPTRAIN_RUN_H
+#define GQAKIT_UPTRAIN_RUN_H
+
+#include "base/base.h"
+#include "checkpoints/checkpoint.h"
+#include "data/data.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+
+#include "options.h"
+#include "runlog.h"
+#include "schedule.h"
+
+struct dataset {
+    struct tokenizer *tokenizer; /* NULL: the files are tokens */
+    int bos, eos;
+    struct tokens **train, **validation;
+    int n_train, n_validation;
+    struct sampler train_order, validation_order; /* validation: file order */
+    int64_t eval_windows;                         /* samples one evaluation scores */
+};
+
+/* One contiguous piece of the flat parameters with the same treatment. */
+struct optimizer_range { int64_t from, count; int decay, frozen; };
+
+struct optimizer {
+    const struct backend *backend;
+    struct device *device;
+    const struct model *model;
+    struct arena moments, small; /* m then v, n floats each | the partial sums and scalars below, in device memory */
+    float *m, *v;
+    int64_t n, n_partials;
+    double *partials, *host_partials;
+    float *clip, *inv_count;
+    int32_t *skip;
+    struct optimizer_range *ranges;
+    int n_ranges;
+    int64_t frozen; /* parameters (elements) that stay as they are */
+};
+
+/* What a checkpoint keeps beside parameters and moments. */
+struct progress_state {
+    int64_t step, tokens;
+    int64_t skips, skips_row;         /* skipped steps: all, and in a row up to now */
+    int64_t eval_step, line_step;     /* last step evaluated, last step logged; -1 none */
+    double loss, grad_norm, lr;       /* of the last step; NaN before the first */
+    double loss_zero, loss_eval;      /* validation loss at step 0 and at eval_step; NaN when there is none */
+    double seconds;                   /* of training, over all resumes */
+};
+
+struct run {
+    struct options options;
+    int plan, json;
+    struct budget budget;
+    struct schedule schedule;
+    const struct backend *backend;
+    struct device *device;
+    const char *source_path; /* model.path, or output_dir/converted; NULL for init: random */
+    char *converted;         /* owns the latter */
+    struct checkpoint *source;
+    struct arch arch;
+    int arch_known;
+    struct dataset data;
+    struct model *model;
+    struct optimizer optimizer;
+    struct batch batch;
+    struct progress_state state;
+    struct runlog log;
+    struct io_lock lock;
+    int locked;
+    char *saved_path; /* newest good checkpoint, NULL when none */
+    double saved_at;
+    struct step_array *arrays; /* parameters and moments by name, for step_save and step_read */
+    int n_arrays;
+};
+
+/* convert_first.c. Runs gqa-convert into output_dir/converted unless it is complete there for the same inputs. */
+enum code convert_first(struct run *r) MUST_USE;
+
+/* dataset.c */
+enum code dataset_tokenizer(struct dataset *d, const struct options *o, struct checkpoint *source /* or NULL */) MUST_USE;
+enum code dataset_open(struct dataset *d, const struct options *o, const struct arch *arch, const char *cache_dir) MUST_USE;
+void dataset_close(struct dataset *d);
+json_t *dataset_to_json(const struct dataset *d, const struct options *o); /* paths, hashes, counts */
+
+/* setup.c. Opens the source, decides the arch (source, gqa in a plan, or model.arch), device, data. */
+enum code setup_source(struct run *r) MUST_USE;
+enum code setup_device(struct run *r, const char *name) MUST_USE;
+enum code setup_data(struct run *r) MUST_USE;
+enum code setup_model(struct run *r) MUST_USE; /* model, optimizer, batch; parameters from the source or random */
+struct model_options setup_model_options(const struct run *r);
+
+/* optimizer.c */
+enum code optimizer_open(struct optimizer *p, struct model *model, const struct backend *backend, struct device *device,
+                         const struct options *o) MUST_USE;
+void optimizer_close(struct optimizer *p);
+/* Gradient norm of the accumulated gradients, clip factor and skip flag. *norm is NaN or inf when the step must be skipped. */
+enum code optimizer_norm(struct optimizer *p, double max_norm, int loss_is_finite, double *norm) MUST_USE;
+/* AdamW over the ranges; gradients become zero. step is 1-based. */
+enum code optimizer_step(struct optimizer *p, const struct optimizer_options *o, double lr, int64_t step) MUST_USE;
+
+/* evaluate.c. Nats per token over the first eval_windows samples of the validation data. *stopped: a signal ended it early. */
+enum code evaluate(struct run *r, double *loss, int *stopped) MUST_USE;
+
+/* state.c */
+enum code state_arrays(struct run *r) MUST_USE;
+enum code state_save(struct run *r) MUST_USE;
+enum code state_resume(struct run *r, int *resumed) MUST_USE;
+
+/* trainer.c. ERR_STOPPED after a signal, with a checkpoint; ERR_NUMERIC after too many skipped steps. */
+enum code trainer_run(struct run *r) MUST_USE;
+
+/* plan.c */
+struct plan { struct model_memory memory; int64_t moments, total, disk_needed, disk_free, parameters; double flops, seconds; };
+enum code plan_make(struct run *r, struct plan *p) MUST_USE;
+void plan_print(const struct run *r, const struct plan *p);
+enum code plan_check(const struct run *r, const struct plan *p) MUST_USE; /* ERR_MEMORY, ERR_IO when it will not fit */
+
+/* final.c. Writes output_dir/final. *path malloc'ed. */
+enum code final_write(struct run *r, char **path) MUST_USE;
+
+#endif

@@ -1,0 +1,129 @@
+/* From options to a model that can take a step: source checkpoint and architecture, device, data, parameters. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "run.h"
+
+static const char *at(const struct run *r, const char *key)
+{
+    return config_where(r->options.config, config_root(r->options.config), key);
+}
+
+/* model.arch is said in the words of config.json, so the family that reads such files also makes the new architecture. */
+static enum code arch_of_options(struct run *r)
+{
+    const struct options *o = &r->options;
+    const struct arch_options *a = &o->arch;
+    const struct dataset *d = &r->data;
+    int64_t V = a->vocab_size != UNSET_INT ? a->vocab_size : d->tokenizer ? tokenizer_vocab(d->tokenizer) : 0;
+    if (V <= 0)
+        return fail(ERR_USAGE, "%s: model.arch.vocab_size is needed: no tokenizer says it", at(r, "model.arch"));
+    if (d->tokenizer && V < tokenizer_vocab(d->tokenizer))
+        return fail(ERR_USAGE, "%s: model.arch.vocab_size %lld is below the tokenizer's %lld", at(r, "model.arch.vocab_size"), (long long)V,
+                    (long long)tokenizer_vocab(d->tokenizer));
+    if (a->head_dim == UNSET_INT && a->hidden_size % a->heads != 0)
+        return fail(ERR_USAGE, "%s: hidden_size %lld is no multiple of num_attention_heads %lld; set head_dim", at(r, "model.arch.hidden_size"),
+                    (long long)a->hidden_size, (long long)a->heads);
+    int64_t bos = a->bos != UNSET_INT ? a->bos : d->bos, eos = a->eos != UNSET_INT ? a->eos : d->eos;
+    json_t *j = json_pack(
+        "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:f, s:f, s:s, s:b, s:b, s:s}", "architectures",
+        strcmp(a->family, "mistral") == 0 ? "MistralForCausalLM" : strcmp(a->family, "qwen2") == 0 ? "Qwen2ForCausalLM" : "LlamaForCausalLM",
+        "model_type", a->family, "hidden_size", (json_int_t)a->hidden_size, "num_hidden_layers", (json_int_t)a->layers,
+        "num_attention_heads", (json_int_t)a->heads, "num_key_value_heads",
+        (json_int_t)(a->kv_heads == UNSET_INT ? a->heads : a->kv_heads), "head_dim",
+        (json_int_t)(a->head_dim == UNSET_INT ? a->hidden_size / a->heads : a->head_dim), "intermediate_size",
+        (json_int_t)a->intermediate_size, "vocab_size", (json_int_t)V, "max_position_embeddings",
+        (json_int_t)(a->max_positions == UNSET_INT ? o->sequence_len : a->max_positions), "tie_word_embeddings", a->tied, "rms_norm_eps",
+        a->norm_eps, "rope_theta", a->rope_theta, "initializer_range", a->init_sd, "hidden_act", "silu", "attention_bias", 0, "mlp_bias", 0,
+        "torch_dtype", "float32");
+    if (!j)
+        return fail(ERR_MEMORY, "out of memory for the new config.json");
+    if (bos >= 0)
+        json_object_set_new(j, "bos_token_id", json_integer(bos));
+    if (eos >= 0)
+        json_object_set_new(j, "eos_token_id", json_integer(eos));
+    char *text = json_dumps(j, JSON_INDENT(2)), where[512];
+    json_decref(j);
+    if (!text)
+        return fail(ERR_MEMORY, "out of memory for the new config.json");
+    snprintf(where, sizeof where, "%s: model.arch", at(r, "model.arch"));
+    enum code c = arch_from_config_json(&r->arch, text, strlen(text), where);
+    free(text);
+    r->arch_known = c == OK;
+    return c == ERR_INPUT ? fail_in(ERR_USAGE, "%s", o->file) : c;
+}
+
+/* A plan does not convert: it changes the group count of a copy. */
+static enum code regroup(struct run *r)
+{
+    int64_t G = r->options.gqa.kv_heads;
+    for (int64_t l = 0; l < r->arch.stack[STACK_DEC].L; l++) {
+        struct arch_block *b = &r->arch.stack[STACK_DEC].block[l];
+        if (b->G % G != 0)
+            return fail(ERR_USAGE, "%s: %lld K/V heads of layer %lld cannot become %lld; use a divisor", at(r, "gqa.num_key_value_heads"),
+                        (long long)b->G, (long long)l, (long long)G);
+        b->G = G;
+    }
+    return OK;
+}
+
+enum code setup_source(struct run *r)
+{
+    const struct options *o = &r->options;
+    if (o->init == INIT_RANDOM) {
+        TRY(dataset_tokenizer(&r->data, o, NULL));
+        return arch_of_options(r);
+    }
+    r->source_path = o->model_path;
+    if (o->gqa.kv_heads != UNSET_INT && !r->plan)
+        TRY(convert_first(r));
+    TRY(ckpt_open(&r->source, r->source_path, NULL));
+    TRY(arch_copy(&r->arch, ckpt_arch(r->source)));
+    r->arch_known = 1;
+    if (o->gqa.kv_heads != UNSET_INT && r->plan)
+        TRY(regroup(r));
+    return dataset_tokenizer(&r->data, o, r->source);
+}
+
+enum code setup_device(struct run *r, const char *name)
+{
+    struct device_options d = {.threads = (int)r->options.threads};
+    TRY(backend_find(name, &r->backend));
+    if (r->options.precision == PRECISION_BF16 && !strcmp(r->backend->name, "cpu"))
+        return fail(ERR_UNSUPPORTED, "%s: precision bf16 trains on CUDA only; the CPU trains in fp32 (the result can still be stored as "
+                    "bf16: model.dtype)", at(r, "precision"));
+    return r->backend->device_open(&r->device, &d);
+}
+
+enum code setup_data(struct run *r)
+{
+    const struct options *o = &r->options;
+    if (r->arch.max_positions > 0 && o->sequence_len > r->arch.max_positions)
+        return fail(ERR_USAGE, "%s: sequence_len %lld is beyond the model's max_position_embeddings %lld", at(r, "sequence_len"),
+                    (long long)o->sequence_len, (long long)r->arch.max_positions);
+    char *cache = io_join(o->output_dir, "cache");
+    if (!cache)
+        return fail(ERR_MEMORY, "out of memory for a path");
+    enum code c = dataset_open(&r->data, o, &r->arch, r->plan ? NULL : cache);
+    free(cache);
+    return c;
+}
+
+struct model_options setup_model_options(const struct run *r)
+{
+    const struct options *o = &r->options;
+    return (struct model_options){.train = 1, .recompute = o->checkpointing, .dtype = DT_F32, .B = o->micro_batch_size,
+                                  .T = o->sequence_len, .cache_B = 0, .cache_S = 0, .cache_dtype = DT_F32};
+}
+
+enum code setup_model(struct run *r)
+{
+    const struct options *o = &r->options;
+    struct model_options m = setup_model_options(r);
+    TRY(model_open(&r->model, &r->arch, r->backend, r->device, &m));
+    TRY(optimizer_open(&r->optimizer, r->model, r->backend, r->device, o));
+    TRY(batch_alloc(&r->batch, o->micro_batch_size, o->sequence_len));
+    TRY(state_arrays(r));
+    return r->source ? model_load(r->model, r->source) : model_init(r->model, o->arch.init_sd, (uint64_t)o->seed);
+}

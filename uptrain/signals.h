@@ -1,0 +1,10 @@
+/* Signals of a training run: SIGINT and SIGTERM ask for a stop after the current step (a second one exits at once with
+ * 128 + n), SIGHUP and SIGUSR1 ask for a checkpoint, SIGPIPE is ignored. */
+#ifndef GQAKIT_UPTRAIN_SIGNALS_H
+#define GQAKIT_UPTRAIN_SIGNALS_H
+
+void signals_install(void);
+int signals_stop(void);       /* the signal that asked for a stop, 0 when none */
+int signals_take_save(void);  /* 1 once after a request to save */
+
+#endif
