@@ -101,6 +101,7 @@ static enum code stored_make(struct hf_writer *w, const struct item *items)
             t->end = p->n[0] * p->n[1] * (int64_t)dtype_bytes(t->dtype);
         }
         w->base.tensors[i] = items[i].tensor;
+        w->base.rows_left[i] = items[i].tensor.n[0];
         w->rows[i] = (struct hf_rows){s, 0, p->first, p->inner, p->stride}; /* shard holds the stored index for now */
     }
     return OK;
