@@ -173,7 +173,7 @@ static enum code config_edited(const struct arch *a, enum dtype dtype, char **ou
     return c;
 }
 
-/* The fewest digits that read back to the same numbers: 1e-05 and not 1.0000000000000001e-05. */
+/* The fewest digits that read back to the same numbers: 1e-5 and not 1.0000000000000001e-5. */
 static char *dump_shortest(const json_t *config)
 {
     for (size_t digits = 6; digits <= 17; digits++) {
