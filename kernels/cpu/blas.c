@@ -1,0 +1,58 @@
+/* OpenBLAS: the one place that calls it, and its choice of kernels. It chooses when it is loaded, before any line of ours, and
+ * by CPU family; a family newer than the library falls back to AVX2 kernels at half the speed. The environment is the only
+ * way to tell it otherwise, and its constructor reads it before ours could write it: hence the second exec. */
+#include "cpu.h"
+
+#include <cblas.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define BOOTED "GQAKIT_BOOTED" /* guards against executing for ever */
+
+static enum isa core_isa(const char *core)
+{
+    static const char *const avx512[] = {"SkylakeX", "Cooperlake", "SapphireRapids"}, *const avx2[] = {"Haswell", "Zen", "Excavator"};
+    for (size_t i = 0; i < sizeof avx512 / sizeof *avx512; i++)
+        if (strcmp(core, avx512[i]) == 0)
+            return ISA_AVX512;
+    for (size_t i = 0; i < sizeof avx2 / sizeof *avx2; i++)
+        if (strcmp(core, avx2[i]) == 0)
+            return ISA_AVX2;
+    return ISA_PLAIN;
+}
+
+void kernels_boot(int argc, char **argv)
+{
+    (void)argc;
+    const char *booted = getenv(BOOTED), *asked = getenv("OPENBLAS_CORETYPE");
+    if (booted != NULL) {
+        unsetenv(BOOTED); /* children decide for themselves */
+        return;
+    }
+    if ((asked != NULL && *asked) || host_isa() == ISA_PLAIN || core_isa(openblas_get_corename()) >= host_isa())
+        return;
+    char path[4096];
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n <= 0)
+        return;
+    path[n] = 0;
+    setenv("OPENBLAS_CORETYPE", host_isa() == ISA_AVX512 ? "SkylakeX" : "Haswell", 1);
+    setenv(BOOTED, "1", 1);
+    execv(path, argv); /* on failure go on with what there is */
+    unsetenv(BOOTED);
+    unsetenv("OPENBLAS_CORETYPE");
+}
+
+void cpu_sgemm(const struct device *dev, int trans_a, int trans_b, int64_t M, int64_t N, int64_t K, float alpha, const float *a, int64_t lda,
+               const float *b, int64_t ldb, float beta, float *c, int64_t ldc)
+{
+    int before = omp_get_max_threads(); /* OpenBLAS follows it at every call */
+    if (before != dev->threads)
+        omp_set_num_threads(dev->threads);
+    cblas_sgemm(CblasRowMajor, trans_a ? CblasTrans : CblasNoTrans, trans_b ? CblasTrans : CblasNoTrans, (blasint)M, (blasint)N, (blasint)K, alpha,
+                a, (blasint)lda, b, (blasint)ldb, beta, c, (blasint)ldc);
+    if (before != dev->threads)
+        omp_set_num_threads(before);
+}
