@@ -9,8 +9,10 @@
 
 /* Every form, in probing order: hf.c, llama2c.c ... A new form is one table and one X here. */
 #define CKPT_FORMS(X) \
+    X(form_h5)        \
     X(form_hf)        \
-    X(form_llama2c)
+    X(form_llama2c)   \
+    X(form_step)
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 

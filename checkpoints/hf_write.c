@@ -174,9 +174,20 @@ static enum code offsets_assign(struct hf_writer *w)
     return OK;
 }
 
+/* A Hugging Face directory, or a native file made from one (which remembers the shard of every tensor). */
+static int from_safetensors(const struct checkpoint *source)
+{
+    for (int i = 0; source && i < source->n_tensors; i++) {
+        const char *dot = strrchr(source->tensors[i].file, '.');
+        if (!dot || strcmp(dot, ".safetensors") || !io_name_is_safe(source->tensors[i].file))
+            return 0;
+    }
+    return source != NULL;
+}
+
 static enum code plan(struct hf_writer *w, const struct ckpt_target *target)
 {
-    int like_source = target->source && target->source->form == &form_hf;
+    int like_source = from_safetensors(target->source);
     int n = w->base.n_tensors;
     struct item *items = malloc((size_t)n * sizeof *items);
     w->shards = calloc((size_t)n, sizeof *w->shards);

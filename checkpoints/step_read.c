@@ -1,0 +1,200 @@
+/* Finding and reading step directories: the newest whose manifest verifies, with a warning for each newer one that does not. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoint.h"
+#include "h5.h"
+#include "native.h"
+#include "step.h"
+
+/* ---- names -------------------------------------------------------------------------------------------------------- */
+
+/* Digits after "step-", at least 8; returns what follows them or NULL. */
+static const char *after_step(const char *name, int64_t *step)
+{
+    if (strncmp(name, "step-", 5))
+        return NULL;
+    size_t digits = strspn(name + 5, "0123456789");
+    if (digits < 8 || digits > 18)
+        return NULL;
+    *step = strtoll(name + 5, NULL, 10);
+    return name + 5 + digits;
+}
+
+int step_name_parse(const char *name, int64_t *step)
+{
+    const char *rest = after_step(name, step);
+    return rest && !*rest;
+}
+
+int step_temporary_pid(const char *name, long *pid)
+{
+    int64_t step;
+    const char *rest = after_step(name, &step);
+    char *end;
+    if (!rest || (strncmp(rest, ".tmp-", 5) && strncmp(rest, ".old-", 5)) || rest[5] < '0' || rest[5] > '9')
+        return 0;
+    *pid = strtol(rest + 5, &end, 10);
+    return !*end;
+}
+
+static int newest_first(const void *a, const void *b)
+{
+    int64_t x = ((const struct step_name *)a)->step, y = ((const struct step_name *)b)->step;
+    return (x < y) - (x > y);
+}
+
+enum code step_names(const char *run_dir, struct step_name **list, int *n)
+{
+    char **names;
+    int count, used = 0;
+    TRY(io_list(run_dir, &names, &count));
+    *list = calloc((size_t)count + 1, sizeof **list);
+    for (int i = 0; *list && i < count; i++) {
+        struct step_name *s = &(*list)[used];
+        if (step_name_parse(names[i], &s->step)) {
+            snprintf(s->name, sizeof s->name, "%s", names[i]);
+            used++;
+        }
+    }
+    io_names_free(names, count);
+    if (!*list)
+        return fail(ERR_MEMORY, "%s: out of memory", run_dir);
+    qsort(*list, (size_t)used, sizeof **list, newest_first);
+    *n = used;
+    return OK;
+}
+
+int step_is_dir(const char *path)
+{
+    if (!io_is_dir(path))
+        return 0;
+    char *manifest = io_join(path, STEP_MANIFEST), *copy = strdup(path);
+    CHECK(copy);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    const char *slash = strrchr(copy, '/');
+    int64_t step;
+    int is = io_exists(manifest) || step_name_parse(slash ? slash + 1 : copy, &step);
+    free(manifest);
+    free(copy);
+    return is;
+}
+
+int step_is_run_dir(const char *path)
+{
+    struct step_name *list = NULL;
+    int n = 0;
+    if (!io_is_dir(path) || step_names(path, &list, &n) != OK)
+        return 0;
+    free(list);
+    return n > 0;
+}
+
+/* ---- choosing ----------------------------------------------------------------------------------------------------- */
+
+static enum code choose_newest(const char *run_dir, char **dir, json_t **manifest)
+{
+    struct step_name *list;
+    char *first = NULL;
+    int n;
+    TRY(step_names(run_dir, &list, &n));
+    enum code c = OK;
+    for (int i = 0; i < n && !*dir; i++) {
+        char *path = io_join(run_dir, list[i].name);
+        c = manifest_verify(path, manifest, NULL);
+        if (c == OK) {
+            *dir = path;
+            break;
+        }
+        free(path);
+        if (c == ERR_MEMORY)
+            break;
+        log_warn("%s; trying the step before", fail_text());
+        if (!first)
+            first = strdup(fail_text());
+    }
+    free(list);
+    if (c != OK && c != ERR_MEMORY)
+        c = fail(ERR_INPUT, "%s: holds %d step%s, but none verifies; the newest: %s", run_dir, n, n == 1 ? "" : "s", first ? first : "");
+    free(first);
+    return c;
+}
+
+enum code step_choose(const char *path, char **dir, json_t **manifest)
+{
+    *dir = NULL;
+    *manifest = NULL;
+    if (!io_is_dir(path))
+        return fail(ERR_INPUT, "%s: expected a run directory or a step directory", path);
+    if (!step_is_dir(path))
+        return choose_newest(path, dir, manifest);
+    char *copy = strdup(path);
+    if (!copy)
+        return fail(ERR_MEMORY, "%s: out of memory", path);
+    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
+        copy[--n] = 0;
+    enum code c = manifest_verify(copy, manifest, NULL);
+    if (c == OK)
+        *dir = copy;
+    else
+        free(copy);
+    return c;
+}
+
+/* ---- reading ------------------------------------------------------------------------------------------------------ */
+
+struct step_reader { struct h5_file *f; json_t *manifest; struct arch arch; char *dir; };
+
+enum code step_open(struct step_reader **out, const char *path, int *found)
+{
+    struct step_reader *r = calloc(1, sizeof *r);
+    char *file = NULL;
+    *out = NULL;
+    *found = 0;
+    if (!r)
+        return fail(ERR_MEMORY, "%s: out of memory", path);
+    enum code c = step_choose(path, &r->dir, &r->manifest);
+    if (c != OK || !r->dir)
+        goto done;
+    file = io_join(r->dir, STEP_FILE);
+    TRY_GOTO(c, h5_walk_forked(file, 0), done);
+    TRY_GOTO(c, h5_open(&r->f, file), done);
+    TRY_GOTO(c, native_arch_read(r->f, file, &r->arch), done);
+    *found = 1;
+    *out = r;
+done:
+    free(file);
+    if (!*out)
+        step_close(r);
+    return c;
+}
+
+int64_t step_number(const struct step_reader *r) { return json_integer_value(json_object_get(r->manifest, "step")); }
+const json_t *step_meta(const struct step_reader *r) { return json_object_get(r->manifest, "meta"); }
+const struct arch *step_arch(const struct step_reader *r) { return &r->arch; }
+
+enum code step_read(struct step_reader *r, const struct step_array *array)
+{
+    struct h5_array a;
+    if (!h5_has(r->f, array->name))
+        return fail(ERR_INPUT, "%s/" STEP_FILE ": array %s is missing", r->dir, array->name);
+    TRY(h5_array_info(r->f, array->name, &a));
+    int64_t columns = array->nd == 2 ? array->n[1] : 1;
+    if (a.nd != array->nd || a.n[0] != array->n[0] || a.n[1] != columns || a.dtype != array->dtype)
+        return fail(ERR_INPUT, "%s/" STEP_FILE ": array %s: expected %s [%lld, %lld], found %s [%lld, %lld]", r->dir, array->name,
+                    dtype_name(array->dtype), (long long)array->n[0], (long long)columns, dtype_name(a.dtype), (long long)a.n[0], (long long)a.n[1]);
+    return h5_rows_read(r->f, array->name, &a, 0, a.n[0], array->p);
+}
+
+void step_close(struct step_reader *r)
+{
+    if (!r)
+        return;
+    h5_close(r->f);
+    json_decref(r->manifest);
+    arch_free(&r->arch);
+    free(r->dir);
+    free(r);
+}

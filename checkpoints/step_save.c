@@ -1,0 +1,165 @@
+/* Saving a training step so that a crash at any instant leaves the old steps or the new one, whole:
+ * free space -> step-N.tmp-PID/ -> rank-00000.h5 written, flushed, closed, fsynced -> hashed -> MANIFEST.json fsynced -> the
+ * directory renamed -> parent fsynced -> older steps pruned. Pruning first renames a step to a temporary name, so that a half
+ * deleted one is never taken for a step; temporaries of dead processes are removed by the next save. */
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "checkpoint.h"
+#include "form.h"
+#include "native.h"
+#include "step.h"
+
+static void remove_or_warn(const char *path)
+{
+    if (io_remove_tree(path) != OK)
+        log_warn("%s; remove it by hand", fail_text());
+}
+
+/* Ours, or of a process that no longer lives. The run directory is locked by its run, so nobody else writes here. */
+static void remove_stale(const char *run_dir)
+{
+    char **names;
+    int n;
+    if (io_list(run_dir, &names, &n) != OK)
+        return;
+    for (int i = 0; i < n; i++) {
+        long pid;
+        if (!step_temporary_pid(names[i], &pid) || (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)))
+            continue;
+        char *path = io_join(run_dir, names[i]);
+        log_info("removing %s, left by a save that did not finish", path);
+        remove_or_warn(path);
+        free(path);
+    }
+    io_names_free(names, n);
+}
+
+static enum code space_check(const char *run_dir, const struct step_content *s)
+{
+    const struct ckpt_companion *list;
+    int n = s->source ? ckpt_companions(s->source, &list) : 0;
+    int64_t bytes = 1 << 20;
+    for (int i = 0; i < s->n_arrays; i++)
+        bytes += s->arrays[i].n[0] * (s->arrays[i].nd == 2 ? s->arrays[i].n[1] : 1) * (int64_t)dtype_bytes(s->arrays[i].dtype);
+    for (int i = 0; i < n; i++)
+        bytes += (int64_t)list[i].n;
+    return target_space(run_dir, bytes + bytes / 100);
+}
+
+/* ---- the file ----------------------------------------------------------------------------------------------------- */
+
+static enum code array_write(struct h5_file *f, const struct step_content *s, int i)
+{
+    const struct step_array *from = &s->arrays[i];
+    struct h5_array a = {from->dtype, from->nd, {from->n[0], from->nd == 2 ? from->n[1] : 1}};
+    TRY(h5_array_create(f, from->name, &a, s->compress));
+    if (!strncmp(from->name, "param/", 6)) {
+        struct native_origin origin = {"", "", DT_NONE, i};
+        const struct ckpt_tensor *t = s->source ? ckpt_find(s->source, from->name + 6) : NULL;
+        if (t)
+            origin = (struct native_origin){t->source, t->file, t->dtype, (int)(t - ckpt_at(s->source, 0))};
+        TRY(native_origin_write(f, from->name, &origin));
+    }
+    return h5_rows_write(f, from->name, &a, 0, a.n[0], from->p);
+}
+
+static enum code file_write(const char *path, const struct step_content *s)
+{
+    struct h5_file *f;
+    const struct ckpt_companion *list = NULL;
+    int n = s->source ? ckpt_companions(s->source, &list) : 0;
+    TRY(h5_create(&f, path, 0));
+    enum code c = native_arch_write(f, s->arch);
+    if (c == OK)
+        c = native_companions_write(f, list, n);
+    for (int i = 0; c == OK && i < s->n_arrays; i++)
+        c = array_write(f, s, i);
+    if (c == OK)
+        return h5_finish(f);
+    h5_close(f);
+    return c;
+}
+
+static enum code temporary_fill(const char *temporary, const struct step_content *s)
+{
+    static const char *const files[] = {STEP_FILE};
+    if (mkdir(temporary, 0777))
+        return fail_errno(temporary, "make directory");
+    char *file = io_join(temporary, STEP_FILE);
+    json_t *arch = arch_to_json(s->arch);
+    enum code c = file_write(file, s);
+    if (c == OK)
+        c = manifest_write(temporary, s->step, files, 1, arch, s->meta);
+    if (c == OK)
+        c = io_fsync_path(temporary);
+    json_decref(arch);
+    free(file);
+    return c;
+}
+
+/* ---- pruning ------------------------------------------------------------------------------------------------------ */
+
+static void prune_one(const char *run_dir, const char *name)
+{
+    char *from = io_join(run_dir, name), *to = NULL;
+    CHECK(asprintf(&to, "%s.tmp-%ld", from, (long)getpid()) > 0);
+    if (rename(from, to))
+        log_warn("%s: cannot be pruned: %s", from, strerror(errno));
+    else
+        remove_or_warn(to);
+    free(to);
+    free(from);
+}
+
+/* Keeps the `keep` newest up to the step just saved. Newer ones (of a branch left by resuming an older step) are not ours to
+ * delete, but `resume: auto` would choose them, so they are named. */
+static void prune(const char *run_dir, int64_t saved, int keep)
+{
+    struct step_name *list;
+    int n, kept = 0;
+    if (step_names(run_dir, &list, &n) != OK) {
+        log_warn("%s; older steps are not pruned", fail_text());
+        return;
+    }
+    for (int i = 0; i < n; i++) {
+        if (list[i].step > saved)
+            log_warn("%s/%s is newer than the step just saved (%lld); remove it if that branch is given up", run_dir, list[i].name,
+                     (long long)saved);
+        else if (keep > 0 && kept++ >= keep)
+            prune_one(run_dir, list[i].name);
+    }
+    free(list);
+}
+
+/* ---- entry -------------------------------------------------------------------------------------------------------- */
+
+enum code step_save(const char *run_dir, const struct step_content *s, int keep)
+{
+    char *final = NULL, *temporary = NULL;
+    CHECK(keep == 0 || keep >= 2);
+    CHECK(s->step >= 0);
+    TRY(io_mkdirs(run_dir));
+    remove_stale(run_dir);
+    TRY(space_check(run_dir, s));
+    CHECK(asprintf(&final, "%s/step-%08lld", run_dir, (long long)s->step) > 0);
+    CHECK(asprintf(&temporary, "%s.tmp-%ld", final, (long)getpid()) > 0);
+    enum code c = temporary_fill(temporary, s);
+    if (c == OK)
+        c = target_install(temporary, final, 1);
+    if (c != OK) {
+        char *sentence = strdup(fail_text());
+        remove_or_warn(temporary);
+        c = fail(c, "%s", sentence ? sentence : "saving failed");
+        free(sentence);
+    } else
+        prune(run_dir, s->step, keep);
+    free(temporary);
+    free(final);
+    return c;
+}
