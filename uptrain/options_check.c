@@ -134,8 +134,5 @@ enum code options_budget(const struct options *o, struct budget *b)
     b->warmup = o->schedule.warmup_steps != UNSET_INT ? o->schedule.warmup_steps
                                                       : isnan(o->schedule.warmup_ratio) ? 0 : (int64_t)ceil(o->schedule.warmup_ratio * n);
     b->decay = (int64_t)round(o->schedule.decay_ratio * n);
-    if (b->steps > 0 && b->warmup > b->steps)
-        return fail(ERR_USAGE, "%s: a warm-up of %lld steps is longer than the run of %lld", at(o, "lr_scheduler.warmup_steps"),
-                    (long long)b->warmup, (long long)b->steps);
     return OK;
 }
