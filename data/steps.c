@@ -183,8 +183,8 @@ static enum code read_pretokenizer(struct steps *s, const json_t *node, const ch
     }
     if (strcmp(type, "WhitespaceSplit") == 0)
         return split_by_class(s, where, CLASS_SPACE, SPLIT_REMOVED);
-    if (strcmp(type, "Whitespace") == 0)
-        return split_by_regex(s, where, "\\w+|[^\\w\\s]+", SPLIT_REMOVED, 1);
+    if (strcmp(type, "Whitespace") == 0) /* run by another engine there, whose \w holds the joiners too */
+        return split_by_regex(s, where, "[\\w\\x{200c}\\x{200d}]+|[^\\w\\s\\x{200c}\\x{200d}]+", SPLIT_REMOVED, 1);
     return fail(ERR_UNSUPPORTED, "%s: pre-tokenizer %s is not supported", where, type);
 }
 
