@@ -1,0 +1,140 @@
+/* Prefill and decode against the double reference at every position; bf16 cache and weights; lengths and refusals. */
+#include <math.h>
+
+#include "model_fixture.h"
+
+enum { V = 37 };
+
+static struct model_options cached(enum dtype weights, enum dtype cache)
+{
+    struct model_options o = tiny_options(0);
+    o.dtype = weights;
+    o.cache_B = TINY_B;
+    o.cache_S = TINY_T + 5;
+    o.cache_dtype = cache;
+    return o;
+}
+
+/* Prefill `first` tokens, then `step` at a time; every last-position row of logits is compared with the whole forward. */
+static void check_decode(struct arch *a, const char *what, const struct model_options *o, int64_t first, int64_t step, double tolerance)
+{
+    struct tiny t;
+    tiny_open(&t, a, o);
+    double *want = calloc(TINY_B * TINY_T * V, sizeof *want);
+    float *logits = calloc(TINY_B * V, sizeof *logits);
+    int32_t ids[TINY_B * TINY_T];
+    reference_logits(&t.ref, TINY_B, TINY_T, t.batch.ids, NULL, NULL, want);
+    for (int64_t at = 0, n = first > 0 ? first : step; at < TINY_T; at += n, n = step) {
+        n = n < TINY_T - at ? n : TINY_T - at;
+        for (int64_t b = 0; b < TINY_B; b++)
+            memcpy(ids + b * n, t.batch.ids + b * TINY_T + at, (size_t)n * sizeof *ids);
+        fill_nan(logits, TINY_B * V);
+        if (at == 0 && first > 0)
+            assert_ok(model_prefill(t.m, ids, TINY_B, n, logits));
+        else
+            assert_ok(model_decode(t.m, ids, TINY_B, n, logits));
+        for (int64_t b = 0; b < TINY_B; b++) {
+            assert_int_equal(model_cache_length(t.m, b), at + n);
+            assert_f32(what, logits + b * V, want + (b * TINY_T + at + n - 1) * V, V, tolerance, tolerance);
+        }
+    }
+    free(want);
+    free(logits);
+    tiny_close(&t);
+}
+
+static void test_prefill_then_decode(void **state)
+{
+    (void)state;
+    struct model_options o = cached(DT_F32, DT_F32);
+    struct arch a;
+    for (int64_t first = 0; first <= TINY_T; first += 5)
+        for (int64_t step = 1; step <= 3; step++) {
+            tiny_arch(&a);
+            check_decode(&a, "llama", &o, first, step, 1e-5);
+        }
+}
+
+static void test_variants(void **state)
+{
+    (void)state;
+    struct model_options o = cached(DT_F32, DT_F32);
+    struct arch a;
+    tiny_arch(&a);
+    a.tied = 0;
+    a.pos = POS_LEARNED;
+    a.norm = NORM_LAYER;
+    a.mlp = MLP_GELU_TANH;
+    a.bias = BIAS_NORM | BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_HEAD;
+    check_decode(&a, "layer norm, biases, learned", &o, 3, 1, 1e-5);
+    tiny_arch(&a);
+    struct arch_block *b = a.stack[STACK_DEC].block;
+    a.logit_softcap = 4.0;
+    a.logit_scale = 0.7;
+    a.rope.dims = 6;
+    b[0].G = 1;
+    b[0].window = 3;
+    b[1].H = 4;
+    b[1].G = 4;
+    b[1].D = b[1].Dv = 10;
+    b[1].F = 33;
+    check_decode(&a, "layers differ, window, softcap", &o, 4, 1, 1e-5);
+}
+
+static void test_bf16(void **state)
+{
+    (void)state;
+    struct arch a;
+    struct model_options o = cached(DT_F32, DT_BF16);
+    tiny_arch(&a);
+    check_decode(&a, "bf16 cache", &o, 4, 1, 0.05);
+    o = cached(DT_BF16, DT_BF16);
+    tiny_arch(&a);
+    check_decode(&a, "bf16 weights and cache", &o, 4, 1, 0.15);
+}
+
+static void test_cache_only(void **state)
+{
+    (void)state;
+    struct arch a;
+    struct model_options o = cached(DT_F32, DT_F32);
+    o.B = o.T = 0;
+    tiny_arch(&a);
+    check_decode(&a, "opened to decode only", &o, 0, 1, 1e-5);
+}
+
+static void test_refusals_and_lengths(void **state)
+{
+    (void)state;
+    struct arch a;
+    struct tiny t;
+    struct model_options o = cached(DT_F32, DT_F32);
+    const int32_t ids[TINY_B * 16] = {0};
+    tiny_arch(&a);
+    tiny_open(&t, &a, &o);
+    assert_refused(model_decode(t.m, ids, 1, 1, NULL), ERR_USAGE, "1 sequences");
+    assert_refused(model_decode(t.m, ids, TINY_B, 9, NULL), ERR_USAGE, "1 to 8");
+    assert_refused(model_prefill(t.m, ids, TINY_B, TINY_T + 1, NULL), ERR_USAGE, "does not fit");
+    model_cache_set_length(t.m, o.cache_S - 1);
+    assert_ok(model_decode(t.m, ids, TINY_B, 1, NULL));
+    assert_int_equal(model_cache_length(t.m, 1), o.cache_S);
+    assert_refused(model_decode(t.m, ids, TINY_B, 1, NULL), ERR_USAGE, "full");
+    model_cache_reset(t.m);
+    assert_ok(model_prefill(t.m, ids, TINY_B, 2, NULL));
+    assert_refused(model_prefill(t.m, ids, TINY_B, 2, NULL), ERR_USAGE, "empty cache");
+    tiny_close(&t);
+    o = tiny_options(0);
+    tiny_arch(&a);
+    tiny_open(&t, &a, &o);
+    assert_refused(model_decode(t.m, ids, TINY_B, 1, NULL), ERR_USAGE, "without a K/V cache");
+    tiny_close(&t);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_prefill_then_decode), cmocka_unit_test(test_variants), cmocka_unit_test(test_bf16),
+        cmocka_unit_test(test_cache_only), cmocka_unit_test(test_refusals_and_lengths),
+    };
+    return harness_main(argc, argv, tests, COUNT_OF(tests));
+}
