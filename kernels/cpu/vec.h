@@ -9,6 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Before a loop over an array of vectors whose count is a constant: unrolled, so that the array lives in registers. */
+#define UNROLL _Pragma("GCC unroll 16")
 #define VEC_INLINE static inline __attribute__((always_inline, unused))
 
 #if defined(__AVX512F__) || defined(__AVX2__)
