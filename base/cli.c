@@ -85,8 +85,7 @@ static enum code take(const struct cli *cli, const struct cli_flag *f, const cha
     case CLI_CHOICE:
         return take_choice(cli, f, text, slot);
     }
-    CHECK(!"a cli_type");
-    return ERR_INTERNAL;
+    return fail(ERR_INTERNAL, "a table names a type that does not exist");
 }
 
 static enum code unknown_flag(const struct cli *cli, const char *word, size_t n)

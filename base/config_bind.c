@@ -179,8 +179,7 @@ static enum code take(const struct config *c, const struct config_field *f, cons
         *(const struct config_node **)dst = v;
         return OK;
     }
-    CHECK(!"a config_type");
-    return ERR_INTERNAL;
+    return fail(ERR_INTERNAL, "a table names a type that does not exist");
 }
 
 /* 2: the path names a field; 1: fields lie below it; 0: unknown. */

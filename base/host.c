@@ -2,6 +2,9 @@
  * threads, so each thread is told its CPU once. */
 #include "base/host.h"
 
+#if defined(__x86_64__) && !defined(GQAKIT_NO_SIMD)
+#include <cpuid.h>
+#endif
 #include <omp.h>
 #include <pthread.h>
 #include <sched.h>
@@ -18,8 +21,10 @@ static const char *const isa_names[] = {"plain", "avx2", "avx512"};
 static enum isa machine_isa(void)
 {
 #if defined(__x86_64__) && !defined(GQAKIT_NO_SIMD)
-    __builtin_cpu_init();
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !__builtin_cpu_supports("f16c"))
+    unsigned a, b, c = 0, d;
+    __builtin_cpu_init(); /* also asks whether the operating system saves the wide registers */
+    int f16c = __get_cpuid(1, &a, &b, &c, &d) && (c >> 29 & 1u);
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !f16c)
         return ISA_PLAIN;
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq"))
