@@ -53,6 +53,18 @@ static enum code make_ranges(struct optimizer *p, const struct options *o)
     return c;
 }
 
+/* Run twice: with NULL bases it measures. */
+static void carve(struct optimizer *p)
+{
+    size_t bytes = (size_t)p->n * sizeof(float);
+    p->m = arena_carve(&p->moments, bytes);
+    p->v = arena_carve(&p->moments, bytes);
+    p->partials = arena_carve(&p->scalars, (size_t)p->n_partials * sizeof(double));
+    p->clip = arena_carve(&p->scalars, sizeof(float));
+    p->inv_count = arena_carve(&p->scalars, sizeof(float));
+    p->skip = arena_carve(&p->scalars, sizeof(int32_t));
+}
+
 enum code optimizer_open(struct optimizer *p, struct model *model, const struct backend *backend, struct device *device,
                          const struct options *o)
 {
@@ -63,18 +75,14 @@ enum code optimizer_open(struct optimizer *p, struct model *model, const struct 
     p->n = model_flat(model).n;
     p->n_partials = (p->n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
     TRY(make_ranges(p, o));
-    size_t bytes = (size_t)p->n * sizeof(float), small = (size_t)p->n_partials * sizeof(double) + 3 * 64;
     p->host_partials = malloc((size_t)p->n_partials * sizeof(double) + 1);
     if (!p->host_partials)
         return fail(ERR_MEMORY, "out of memory for the gradient norm");
-    TRY(backend->device_alloc(device, &p->moments, "moments", 2 * bytes + 256));
-    TRY(backend->device_alloc(device, &p->small, "optimizer scalars", small + 512));
-    p->m = arena_carve(&p->moments, bytes);
-    p->v = arena_carve(&p->moments, bytes);
-    p->partials = arena_carve(&p->small, (size_t)p->n_partials * sizeof(double));
-    p->clip = arena_carve(&p->small, sizeof(float));
-    p->inv_count = arena_carve(&p->small, sizeof(float));
-    p->skip = arena_carve(&p->small, sizeof(int32_t));
+    carve(p);
+    size_t moments = p->moments.used, scalars = p->scalars.used;
+    TRY(backend->device_alloc(device, &p->moments, "moments", moments));
+    TRY(backend->device_alloc(device, &p->scalars, "optimizer scalars", scalars));
+    carve(p);
     return OK;
 }
 
@@ -82,8 +90,8 @@ void optimizer_close(struct optimizer *p)
 {
     if (p->moments.base)
         p->backend->device_free(p->device, &p->moments);
-    if (p->small.base)
-        p->backend->device_free(p->device, &p->small);
+    if (p->scalars.base)
+        p->backend->device_free(p->device, &p->scalars);
     free(p->ranges);
     free(p->host_partials);
     memset(p, 0, sizeof *p);

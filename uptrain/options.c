@@ -192,7 +192,7 @@ json_t *options_to_json(const struct options *o)
     for (int i = 0; i < N_FIELDS; i++) {
         json_t *value = wanted(o, fields[i].key) ? value_json(&fields[i], o) : NULL, *at = root;
         const char *key = fields[i].key, *dot;
-        if (!strcmp(key, "optimizer.betas"))
+        if (!strcmp(key, "optimizer.betas") && !value) /* the default, or adam_beta1 and adam_beta2 */
             value = json_pack("[f, f]", o->optimizer.beta1, o->optimizer.beta2);
         if (!value)
             continue;

@@ -15,10 +15,13 @@ static enum code gemm_rate(const struct run *r, double *flops_per_second)
 {
     struct arena a = {NULL, 0, 0, NULL};
     size_t bytes = sizeof(float) * PROBE * PROBE;
-    TRY(r->backend->device_alloc(r->device, &a, "probe", 3 * bytes + 1024));
+    for (int i = 0; i < 3; i++)
+        arena_carve(&a, bytes);
+    bytes = a.used;
+    TRY(r->backend->device_alloc(r->device, &a, "probe", bytes));
     struct view x[3];
     for (int i = 0; i < 3; i++)
-        x[i] = view_2d(arena_carve(&a, bytes), DT_F32, PROBE, PROBE);
+        x[i] = view_2d(arena_carve(&a, sizeof(float) * PROBE * PROBE), DT_F32, PROBE, PROBE);
     enum code c = r->backend->matmul(r->device, x[0], x[1], x[2], view_none(), 0, 1, 1.0f, 0.0f);
     double start = host_seconds(), spent = 0.0;
     int n = 0;

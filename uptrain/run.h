@@ -29,7 +29,7 @@ struct optimizer {
     const struct backend *backend;
     struct device *device;
     const struct model *model;
-    struct arena moments, small; /* m then v, n floats each | the partial sums and scalars below, in device memory */
+    struct arena moments, scalars; /* m then v, n floats each | the partial sums and scalars below, in device memory */
     float *m, *v;
     int64_t n, n_partials;
     double *partials, *host_partials;
