@@ -1,7 +1,6 @@
 /* Attention of the CPU against the double oracle: shapes, masks, strides, groups, bits. The program runs itself again for
  * every instruction set below the machine's best, with GQAKIT_ISA. */
 #include <math.h>
-#include <omp.h>
 #include <unistd.h>
 
 #include "harness.h"
@@ -9,6 +8,8 @@
 #include "reference/attention.h"
 
 #define GUARD 8 /* floats after every row, which nobody may write */
+
+static struct device *device; /* of all allowed CPUs, unless a test opens another */
 
 struct problem {
     struct ref_attention a;
@@ -134,7 +135,7 @@ static void problem_open(struct problem *p, const struct ref_attention *a, int s
         p->args.mask.seg_q = view_2d((void *)(uintptr_t)a->seg_q, DT_I32, a->B, a->T);
         p->args.mask.seg_k = view_2d((void *)(uintptr_t)a->seg_k, DT_I32, a->B, a->S);
     }
-    p->scratch_bytes = (cpu_attention_scratch(NULL, a->B, a->T, a->S, a->H, a->G, a->D, 1) + 63) / 64 * 64;
+    p->scratch_bytes = (cpu_attention_scratch(device, a->B, a->T, a->S, a->H, a->G, a->D, 1) + 63) / 64 * 64;
     p->scratch = aligned_alloc(64, p->scratch_bytes + 64);
     assert_non_null(p->scratch);
     poison_outputs(p);
@@ -150,12 +151,12 @@ static void problem_close(struct problem *p)
 
 static void run_fwd(struct problem *p)
 {
-    assert_ok(cpu_attention_fwd(NULL, p->vo, p->vlse, p->vq, p->vk, p->vv, &p->args, p->scratch));
+    assert_ok(cpu_attention_fwd(device, p->vo, p->vlse, p->vq, p->vk, p->vv, &p->args, p->scratch));
 }
 
 static void run_bwd(struct problem *p)
 {
-    assert_ok(cpu_attention_bwd(NULL, p->vdq, p->vdk, p->vdv, p->vdout, p->vo, p->vlse, p->vq, p->vk, p->vv, &p->args, p->scratch));
+    assert_ok(cpu_attention_bwd(device, p->vdq, p->vdk, p->vdv, p->vdout, p->vo, p->vlse, p->vq, p->vk, p->vv, &p->args, p->scratch));
 }
 
 static double largest(const double *x, int64_t n)
@@ -547,14 +548,14 @@ static void test_same_bits_for_every_team(void **state)
 {
     (void)state;
     const struct ref_attention cases[] = {causal_case(1, 700, 3, 1, 16), causal_case(2, 130, 6, 3, 20)};
-    const int before = omp_get_max_threads();
+    struct device *all = device;
     for (size_t c = 0; c < COUNT_OF(cases); c++) {
         struct problem p;
         float *first_o = NULL, *first_dq = NULL, *first_dkv = NULL;
         size_t n_o = 0, n_dq = 0, n_dkv = 0;
         const int teams[] = {1, 2, 2, 3, 7};
         for (size_t i = 0; i < COUNT_OF(teams); i++) {
-            omp_set_num_threads(teams[i]);
+            assert_ok(cpu_device_open(&device, &(struct device_options){.threads = teams[i]}));
             problem_open(&p, &cases[c], 0);
             run_fwd(&p);
             run_bwd(&p);
@@ -570,12 +571,13 @@ static void test_same_bits_for_every_team(void **state)
             assert_memory_equal(p.drows_q, first_dq, n_dq);
             assert_memory_equal(p.drows_kv, first_dkv, n_dkv);
             problem_close(&p);
+            cpu_device_close(device);
         }
         free(first_o);
         free(first_dq);
         free(first_dkv);
     }
-    omp_set_num_threads(before);
+    device = all;
 }
 
 static void test_scratch_is_linear(void **state)
@@ -586,7 +588,7 @@ static void test_scratch_is_linear(void **state)
         int64_t H = shapes[i][0], G = shapes[i][1], D = shapes[i][2];
         for (int bwd = 0; bwd < 2; bwd++)
             for (int64_t T = 4096; T <= 65536; T *= 2) { /* from where the number of partial sums stays the same */
-                size_t one = cpu_attention_scratch(NULL, 1, T, T, H, G, D, bwd), four = cpu_attention_scratch(NULL, 1, 4 * T, 4 * T, H, G, D, bwd);
+                size_t one = cpu_attention_scratch(device, 1, T, T, H, G, D, bwd), four = cpu_attention_scratch(device, 1, 4 * T, 4 * T, H, G, D, bwd);
                 assert_true(four <= 4 * one);
                 /* An absolute bound too: so many bytes per position; T x S scores would be 4 T of them. */
                 assert_true(one <= (size_t)T * (size_t)(64 * (H + 2 * G) * D) + (8u << 20));
@@ -605,8 +607,8 @@ static void test_refusals(void **state)
     float floats[64] = {0};
 #define REFUSED(part)                                                                                                                        \
     do {                                                                                                                                     \
-        assert_refused(cpu_attention_fwd(NULL, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, part);                    \
-        assert_refused(cpu_attention_bwd(NULL, p.vdq, p.vdk, p.vdv, p.vdout, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch),              \
+        assert_refused(cpu_attention_fwd(device, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, part);                    \
+        assert_refused(cpu_attention_bwd(device, p.vdq, p.vdk, p.vdv, p.vdout, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch),              \
                        ERR_UNSUPPORTED, part);                                                                                               \
         args = p.args;                                                                                                                       \
     } while (0)
@@ -631,20 +633,20 @@ static void test_refusals(void **state)
 #undef REFUSED
     struct view bad = p.vk;
     bad.n[2] = 4;
-    assert_refused(cpu_attention_fwd(NULL, p.vo, p.vlse, p.vq, bad, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "cannot be shared evenly");
+    assert_refused(cpu_attention_fwd(device, p.vo, p.vlse, p.vq, bad, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "cannot be shared evenly");
     bad = p.vv;
     bad.n[1] = 4;
-    assert_refused(cpu_attention_fwd(NULL, p.vo, p.vlse, p.vq, p.vk, bad, &args, p.scratch), ERR_UNSUPPORTED, "v has 4 axes");
+    assert_refused(cpu_attention_fwd(device, p.vo, p.vlse, p.vq, p.vk, bad, &args, p.scratch), ERR_UNSUPPORTED, "v has 4 axes");
     bad = p.vo;
     bad.dtype = DT_BF16;
-    assert_refused(cpu_attention_fwd(NULL, bad, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "o is bf16");
+    assert_refused(cpu_attention_fwd(device, bad, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "o is bf16");
     bad = p.vdk;
     bad.s[3] = 2;
-    assert_refused(cpu_attention_bwd(NULL, p.vdq, bad, p.vdv, p.vdout, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED,
+    assert_refused(cpu_attention_bwd(device, p.vdq, bad, p.vdv, p.vdout, p.vo, p.vlse, p.vq, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED,
                    "last axis of dk has stride 2");
     bad = p.vq;
     bad.n[3] = 260;
-    assert_refused(cpu_attention_fwd(NULL, p.vo, p.vlse, bad, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "head width 260");
+    assert_refused(cpu_attention_fwd(device, p.vo, p.vlse, bad, p.vk, p.vv, &args, p.scratch), ERR_UNSUPPORTED, "head width 260");
     assert_true(isnan(p.o_rows[0]) && isnan(p.lse[0]) && isnan(*view_f32(p.vdq))); /* outputs left alone */
     problem_close(&p);
 }
@@ -684,5 +686,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_every_instruction_set),
     };
-    return harness_main(argc, argv, tests, COUNT_OF(tests));
+    if (cpu_device_open(&device, NULL) != OK)
+        return fail_exit("test_attention", ERR_MEMORY);
+    int status = harness_main(argc, argv, tests, COUNT_OF(tests));
+    cpu_device_close(device);
+    return status;
 }

@@ -2,8 +2,7 @@
  * Masks done here: causal, q_offset, window_left/right, segment ids. Dropout, dilation, global tokens, ALiBi, relative
  * bias and block-sparse layouts are refused. */
 #include "attention.h"
-
-#include <omp.h>
+#include "cpu.h"
 
 #define D_MAX 256 /* the accumulators of one row must fit the tiles of every implementation */
 
@@ -17,12 +16,6 @@ static const struct attention_kernels *kernels_of(enum isa isa)
 #endif
     (void)isa;
     return &attention_plain;
-}
-
-static int team(const struct device *dev)
-{
-    (void)dev;
-    return omp_get_max_threads();
 }
 
 static size_t round_64(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
@@ -84,7 +77,7 @@ static enum code problem_check(struct attention_problem *p, const char *op, stru
     if (q.nd != 4 || k.nd != 4)
         return fail(ERR_UNSUPPORTED, "%s: q has %d axes and k %d; both must be [batch, position, head, width]", op, q.nd, k.nd);
     *p = (struct attention_problem){.B = q.n[0], .T = q.n[1], .S = k.n[1], .H = q.n[2], .G = k.n[2], .D = q.n[3], .scale = args->scale,
-                                    .threads = team(dev), .o = o, .lse = lse, .q = q, .k = k, .v = v};
+                                    .threads = dev->threads, .o = o, .lse = lse, .q = q, .k = k, .v = v};
     if (p->G < 1 || p->H < 1 || p->H % p->G != 0)
         return fail(ERR_UNSUPPORTED, "%s: %lld query heads cannot be shared evenly by %lld key/value heads", op, (long long)p->H, (long long)p->G);
     if (p->D < 1 || p->D > D_MAX)
@@ -157,7 +150,7 @@ enum code cpu_attention_fwd(struct device *dev, struct view o, struct view lse, 
     TRY(problem_check(&p, "attention_fwd", dev, o, lse, q, k, v, args));
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
     fill_tables(&p, &args->mask, scratch);
-    kernels_of(host_isa())->fwd(&p);
+    kernels_of(dev->isa)->fwd(&p);
     return OK;
 }
 
@@ -176,15 +169,15 @@ enum code cpu_attention_bwd(struct device *dev, struct view dq, struct view dk, 
     p.dout = dout;
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
     fill_tables(&p, &args->mask, scratch);
-    kernels_of(host_isa())->bwd(&p);
+    kernels_of(dev->isa)->bwd(&p);
     return OK;
 }
 
 size_t cpu_attention_scratch(struct device *dev, int64_t B, int64_t T, int64_t S, int64_t H, int64_t G, int64_t D, int bwd)
 {
     CHECK(G > 0 && H % G == 0);
-    const struct attention_problem p = {.B = B, .T = T, .S = S, .H = H, .G = G, .D = D, .R = H / G, .threads = team(dev)};
-    const struct attention_kernels *kernels = kernels_of(host_isa());
+    const struct attention_problem p = {.B = B, .T = T, .S = S, .H = H, .G = G, .D = D, .R = H / G, .threads = dev->threads};
+    const struct attention_kernels *kernels = kernels_of(dev->isa);
     size_t bytes = kernels->fwd_scratch(&p);
     if (bwd && kernels->bwd_scratch(&p) > bytes)
         bytes = kernels->bwd_scratch(&p);

@@ -3,83 +3,10 @@
  * FLOPs by convention: forward 4 B H D T T / 2 (causal), backward 2.5 times that; what the diagonal tiles compute in vain does not
  * count. Each figure is the best of the rounds; the share is taken against the best peak of the same rounds. */
 #include <math.h>
-#include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "kernels/kernels.h"
-
-/* ---- the multiply-add peak ------------------------------------------------------------------------------------ */
-
-#define CHAINS 16 /* independent accumulators: more than latency x pipes */
-#define STEPS 200000
-
-#ifdef __x86_64__
-#include <immintrin.h>
-
-__attribute__((target("avx512f"))) static double fma_avx512(void)
-{
-    __m512 acc[CHAINS], x = _mm512_set1_ps(1.0f), y = _mm512_set1_ps(0.0f);
-    __asm__("" : "+v"(x), "+v"(y)); /* unknown to the compiler */
-    for (int i = 0; i < CHAINS; i++)
-        acc[i] = _mm512_set1_ps((float)i);
-    for (int step = 0; step < STEPS; step++)
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS; i++)
-            acc[i] = _mm512_fmadd_ps(acc[i], x, y);
-    for (int i = 1; i < CHAINS; i++)
-        acc[0] = _mm512_add_ps(acc[0], acc[i]);
-    volatile float sink = _mm512_cvtss_f32(acc[0]);
-    (void)sink;
-    return 2.0 * 16 * CHAINS * STEPS;
-}
-
-__attribute__((target("avx2,fma"))) static double fma_avx2(void)
-{
-    __m256 acc[CHAINS - 4], x = _mm256_set1_ps(1.0f), y = _mm256_set1_ps(0.0f); /* 12 + 2 of 16 registers */
-    __asm__("" : "+x"(x), "+x"(y));
-    for (int i = 0; i < CHAINS - 4; i++)
-        acc[i] = _mm256_set1_ps((float)i);
-    for (int step = 0; step < STEPS; step++)
-        _Pragma("GCC unroll 16") for (int i = 0; i < CHAINS - 4; i++)
-            acc[i] = _mm256_fmadd_ps(acc[i], x, y);
-    for (int i = 1; i < CHAINS - 4; i++)
-        acc[0] = _mm256_add_ps(acc[0], acc[i]);
-    volatile float sink = _mm256_cvtss_f32(acc[0]);
-    (void)sink;
-    return 2.0 * 8 * (CHAINS - 4) * STEPS;
-}
-#endif
-
-/* FLOPs done by one thread in a loop of nothing but multiply-adds on registers. */
-static double fma_loop(void)
-{
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f"))
-        return fma_avx512();
-    if (__builtin_cpu_supports("fma"))
-        return fma_avx2();
-#endif
-    volatile float x = 1.0f;
-    float acc[CHAINS] = {0}, a = x, b = x - 1.0f;
-    for (int step = 0; step < STEPS; step++)
-        for (int i = 0; i < CHAINS; i++)
-            acc[i] = acc[i] * a + b;
-    for (int i = 0; i < CHAINS; i++)
-        x = x + acc[i];
-    return 2.0 * CHAINS * STEPS;
-}
-
-/* GFLOP/s of the whole team; about 20 ms. */
-static double fma_peak(void)
-{
-    double flops = 0, start = host_seconds();
-#pragma omp parallel reduction(+ : flops)
-    for (int i = 0; i < 25; i++)
-        flops += fma_loop();
-    return flops / (host_seconds() - start) * 1e-9;
-}
-
-/* ---- the benchmark -------------------------------------------------------------------------------------------- */
 
 struct options {
     struct cli_ints lengths, groups;
@@ -108,11 +35,11 @@ static double best_rate(double best, double flops, double seconds) { return fmax
 
 struct line { double peak, fwd, both; };
 
-static enum code measure(struct line *line, const struct options *o, int64_t T, int64_t G)
+static enum code measure(struct line *line, struct device *dev, const struct options *o, int64_t T, int64_t G)
 {
     int64_t B = o->batch, H = o->heads, D = o->width, row = (H + 2 * G) * D, N = B * T;
     struct arena arena = {0};
-    size_t scratch_bytes = cpu_attention_scratch(NULL, B, T, T, H, G, D, 1);
+    size_t scratch_bytes = cpu_attention_scratch(dev, B, T, T, H, G, D, 1);
     TRY(arena_reserve(&arena, "attention benchmark", (size_t)(2 * N * row + 2 * N * H * D + B * H * T) * sizeof(float) + scratch_bytes + 4096));
     float *qkv = arena_carve(&arena, (size_t)(N * row) * sizeof(float)), *dqkv = arena_carve(&arena, (size_t)(N * row) * sizeof(float));
     struct view out = view_4d(arena_carve(&arena, (size_t)(N * H * D) * sizeof(float)), DT_F32, B, T, H, D);
@@ -129,11 +56,11 @@ static enum code measure(struct line *line, const struct options *o, int64_t T, 
     double flops = 2.0 * (double)B * (double)H * (double)D * (double)T * (double)T;
     *line = (struct line){0, 0, 0};
     for (int64_t i = 0; i < o->rounds; i++) {
-        line->peak = fmax(line->peak, fma_peak());
+        line->peak = fmax(line->peak, cpu_probe_flops(dev) * 1e-9);
         double start = host_seconds();
-        TRY(cpu_attention_fwd(NULL, out, lse, x[0], x[1], x[2], &args, scratch));
+        TRY(cpu_attention_fwd(dev, out, lse, x[0], x[1], x[2], &args, scratch));
         double middle = host_seconds();
-        TRY(cpu_attention_bwd(NULL, x[3], x[4], x[5], dout, out, lse, x[0], x[1], x[2], &args, scratch));
+        TRY(cpu_attention_bwd(dev, x[3], x[4], x[5], dout, out, lse, x[0], x[1], x[2], &args, scratch));
         line->fwd = best_rate(line->fwd, flops, middle - start);
         line->both = best_rate(line->both, 3.5 * flops, host_seconds() - start);
     }
@@ -150,18 +77,23 @@ int main(int argc, char **argv)
     if (c != OK || help_shown)
         return fail_exit(cli.program, c);
     host_threads_set((int)o.threads);
-    printf("%s, %s, %d threads; causal, B %lld, H %lld, D %lld; GFLOP/s, best of %lld\n", host_cpu_name(), host_isa_name(host_isa()), host_threads(),
-           (long long)o.batch, (long long)o.heads, (long long)o.width, (long long)o.rounds);
+    struct device *dev = NULL;
+    c = cpu_device_open(&dev, NULL);
+    if (c != OK)
+        return fail_exit(cli.program, c);
+    printf("%s, %s; causal, B %lld, H %lld, D %lld; GFLOP/s, best of %lld\n", host_cpu_name(), cpu_device_name(dev), (long long)o.batch,
+           (long long)o.heads, (long long)o.width, (long long)o.rounds);
     printf("%6s %4s %8s %9s %6s %9s %6s\n", "T", "G", "FMA peak", "forward", "share", "fwd+bwd", "share");
     for (int g = 0; g < o.groups.n; g++)
         for (int t = 0; t < o.lengths.n; t++) {
             struct line line;
-            c = measure(&line, &o, o.lengths.v[t], o.groups.v[g]);
+            c = measure(&line, dev, &o, o.lengths.v[t], o.groups.v[g]);
             if (c != OK)
                 return fail_exit(cli.program, c);
             printf("%6lld %4lld %8.0f %9.1f %5.1f%% %9.1f %5.1f%%\n", (long long)o.lengths.v[t], (long long)o.groups.v[g], line.peak, line.fwd,
                    100 * line.fwd / line.peak, line.both, 100 * line.both / line.peak);
             fflush(stdout);
         }
+    cpu_device_close(dev);
     return 0;
 }
