@@ -1,0 +1,43 @@
+/* The model card of a result: front matter that model hubs read, then provenance a person can check. */
+#include "convert.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const char *base_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash && slash[1] ? slash + 1 : path;
+}
+
+char *card_text(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
+{
+    char *text = NULL, groups[256];
+    size_t n = 0;
+    FILE *f = open_memstream(&text, &n);
+    if (!f)
+        return NULL;
+    plan_groups_text(plan, groups, sizeof groups);
+    const char *method = method_name((enum method)o->method);
+    fprintf(f, "---\nlibrary_name: transformers\npipeline_tag: text-generation\nbase_model: %s\nbase_model_relation: finetune\ntags:\n",
+            base_name(ckpt_path(source)));
+    fprintf(f, plan->merges ? "- gqa\n- gqakit\n- %s-pool\n---\n\n" : "- gqakit\n---\n\n", method);
+    fprintf(f, "# %s\n\n", base_name(o->target));
+    if (plan->merges)
+        fprintf(f, "Grouped-query form of `%s`: key/value heads %s, heads of a group merged by `%s` (Ainslie et al. 2023, GQA).\n"
+                   "No training has followed the merge: expect higher loss until it is uptrained.\n",
+                base_name(ckpt_path(source)), groups, method);
+    else
+        fprintf(f, "Format conversion of `%s`; no value was changed%s.\n", base_name(ckpt_path(source)),
+                options_dtype(o) == DT_NONE ? "" : " beyond the element type");
+    fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). Groups are consecutive heads. Loss before and after: not measured.\n\n"
+               "| input file | bytes | SHA-256 |\n|---|---|---|\n");
+    for (int i = 0; i < out->n_inputs; i++)
+        fprintf(f, "| %s | %lld | %s |\n", out->inputs[i].path, (long long)out->inputs[i].bytes, out->inputs[i].sha256);
+    if (fclose(f) != 0) {
+        free(text);
+        return NULL;
+    }
+    return text;
+}

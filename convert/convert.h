@@ -1,0 +1,80 @@
+/* gqa-convert's own parts: what is asked (options), what will be done (plan), the merging of heads (pool), the walk over the
+ * tensors (stream), and what is told afterwards (report, card). Stands on checkpoints/ and base/ alone. */
+#ifndef GQAKIT_CONVERT_CONVERT_H
+#define GQAKIT_CONVERT_CONVERT_H
+
+#include "base/base.h"
+#include "checkpoints/checkpoint.h"
+
+enum method { METHOD_MEAN, METHOD_FIRST, METHOD_RANDOM };
+#define METHOD_NAMES "mean|first|random"
+const char *method_name(enum method m);
+
+struct options {
+    const char *source, *target;
+    int inspect, dry_run, json, force, quiet, compress, method;
+    int64_t kv_heads;              /* 0: not asked */
+    struct cli_ints kv_heads_per_layer; /* n 0: not asked */
+    int dtype;                     /* index into "keep|f32|bf16|f16" */
+    int64_t seed, shard_mb, header_mb;
+    const char *verify;
+};
+enum dtype options_dtype(const struct options *o); /* DT_NONE: keep */
+
+/* What a conversion will do. */
+struct plan {
+    struct arch arch;      /* of the result */
+    const struct arch *from; /* of the source */
+    int merges;            /* 1 if any layer changes its number of K/V heads */
+    int64_t bytes_in, bytes_out;
+};
+/* Refuses group counts that do not divide a layer's K/V heads, listing the legal ones. Free with plan_free. */
+enum code plan_make(struct plan *p, struct checkpoint *source, const struct options *o) MUST_USE;
+void plan_free(struct plan *p);
+/* "8 -> 2 (4 K/V heads per group)" or a list by layer; `out` at least 256 bytes. */
+void plan_groups_text(const struct plan *p, char *out, size_t n);
+
+/* Squared distance of the pooled rows from the heads they replace, and the squared size of those heads, per layer and group. */
+struct pool_error { double *distance, *size; int64_t G; }; /* [G] */
+
+/* Pools one K or V tensor of `layer` (weights [G0*D, C] or biases [G0*D]) from the source into the writer, streaming in row blocks. */
+struct pool_job {
+    struct checkpoint *source;
+    const struct ckpt_tensor *in;
+    struct ckpt_writer *writer;
+    const struct ckpt_tensor *out;
+    int64_t D; /* rows per head */
+    enum method method;
+    uint64_t seed;
+    double init_sd; /* of METHOD_RANDOM: initializer_range of config.json, or 0.02 */
+    void *buffer;
+    size_t buffer_bytes;
+};
+enum code pool_tensor(const struct pool_job *job, struct pool_error *error) MUST_USE;
+
+/* rel error of layer l, group g: sqrt(distance / size). kind 0 = K weights, 1 = V weights. */
+struct layer_errors { struct pool_error error[2]; };
+
+struct file_hash { const char *path; char sha256[65]; int64_t bytes; };
+
+struct outcome {
+    struct layer_errors *layers; /* [L]; G 0 where nothing was merged */
+    int64_t L;
+    struct file_hash *inputs;
+    int n_inputs;
+    double seconds;
+    int64_t nonfinite_copied; /* elements in tensors that were only copied */
+};
+void outcome_free(struct outcome *o);
+
+/* Everything from opening the writer to the finished target. */
+enum code stream_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, struct outcome *out) MUST_USE;
+
+/* README.md of the result, malloc'ed. */
+char *card_text(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out);
+json_t *report_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out); /* out NULL: dry run */
+void report_convert_table(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out);
+
+enum code inspect_run(const struct options *o) MUST_USE;
+
+#endif

@@ -1,0 +1,79 @@
+/* gqa-convert --inspect: what a checkpoint is, which group counts it can have, what each would save while decoding. */
+#include "convert.h"
+
+#include <stdio.h>
+
+static json_t *tensors_json(struct checkpoint *ck)
+{
+    json_t *list = json_array();
+    for (int i = 0; i < ckpt_count(ck); i++) {
+        const struct ckpt_tensor *t = ckpt_at(ck, i);
+        json_t *shape = json_array();
+        for (int d = 0; d < t->nd; d++)
+            json_array_append_new(shape, json_integer(t->n[d]));
+        json_array_append_new(list, json_pack("{s:s, s:s, s:o, s:s, s:I}", "name", t->name, "source", t->source ? t->source : t->name, "shape",
+                                              shape, "dtype", dtype_name(t->dtype), "bytes", (json_int_t)t->bytes));
+    }
+    return list;
+}
+
+static void inspect_json(struct checkpoint *ck, const int64_t *legal, int n)
+{
+    const struct arch *a = ckpt_arch(ck);
+    json_t *j = json_result("inspect", "cpu"), *groups = json_array(), *kv = json_object();
+    for (int i = 0; i < n; i++) {
+        char key[24];
+        snprintf(key, sizeof key, "%lld", (long long)legal[i]);
+        json_array_append_new(groups, json_integer(legal[i]));
+        json_object_set_new(kv, key, json_integer(arch_kv_bytes_per_token(a, legal[i], a->dtype)));
+    }
+    json_object_set_new(j, "path", json_string(ckpt_path(ck)));
+    json_object_set_new(j, "form", json_string(ckpt_form_name(ck)));
+    json_object_set_new(j, "parameters", json_integer(arch_parameters(a)));
+    json_object_set_new(j, "arch", arch_to_json(a));
+    json_object_set_new(j, "tensors", tensors_json(ck));
+    json_object_set_new(j, "legal_kv_heads", groups);
+    json_object_set_new(j, "kv_bytes_per_token", kv);
+    json_print(j, 2);
+    json_decref(j);
+}
+
+static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
+{
+    const struct arch *a = ckpt_arch(ck);
+    const struct arch_stack *s = &a->stack[STACK_DEC];
+    const struct arch_block *b = &s->block[0];
+    char count[16], bytes[16];
+    format_count(count, (double)arch_parameters(a));
+    printf("%s: %s, family %s, %s parameters, %s\n", ckpt_path(ck), ckpt_form_name(ck), a->family[0] ? a->family : "llama", count,
+           dtype_name(a->dtype));
+    printf("layers %lld, width %lld, query heads %lld, key/value heads %lld (layer 0), head width %lld, MLP width %lld, vocabulary %lld, positions %lld\n\n",
+           (long long)s->L, (long long)a->C, (long long)b->H, (long long)b->G, (long long)b->D, (long long)b->F, (long long)a->V,
+           (long long)a->max_positions);
+    printf("%-40s %-52s %-6s %s\n", "tensor", "in the file", "type", "shape");
+    for (int i = 0; i < ckpt_count(ck); i++) {
+        const struct ckpt_tensor *t = ckpt_at(ck, i);
+        printf("%-40s %-52s %-6s %lld", t->name, t->source ? t->source : "", dtype_name(t->dtype), (long long)t->n[0]);
+        printf(t->nd == 2 ? " x %lld\n" : "\n", (long long)t->n[1]);
+    }
+    printf("\n%s  %s\n", "key/value heads", "K/V cache per token");
+    for (int i = 0; i < n; i++) {
+        format_bytes(bytes, (double)arch_kv_bytes_per_token(a, legal[i], a->dtype));
+        printf("%15lld  %s\n", (long long)legal[i], bytes);
+    }
+}
+
+enum code inspect_run(const struct options *o)
+{
+    struct ckpt_options open_options = { o->header_mb << 20 };
+    struct checkpoint *ck = NULL;
+    TRY(ckpt_open(&ck, o->source, &open_options));
+    int64_t legal[64];
+    int n = arch_legal_groups(ckpt_arch(ck), legal, 64);
+    if (o->json)
+        inspect_json(ck, legal, n);
+    else
+        inspect_table(ck, legal, n);
+    ckpt_close(ck);
+    return OK;
+}

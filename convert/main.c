@@ -1,0 +1,116 @@
+/* gqa-convert: checkpoint -> checkpoint with fewer key/value heads, or any format -> any format. */
+#include "convert.h"
+
+#include <stdio.h>
+
+#define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
+static const struct cli_flag flags[] = {
+    FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; must divide the source's. Without it only the format changes"),
+    FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (native .h5 targets only)"),
+    FLAG("--method", CLI_CHOICE, method, METHOD_NAMES, "how heads of a group become one: their mean (default), the first, or a fresh random one"),
+    FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
+    FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),
+    FLAG("--shard-size", CLI_INT, shard_mb, "MB", "start a new safetensors shard beyond this (default: the source's shards)"),
+    FLAG("--header-limit", CLI_INT, header_mb, "MB", "largest safetensors header accepted, up to 100 (default 16)"),
+    FLAG("--compress", CLI_SET, compress, NULL, "deflate the tensors of a .h5 target (about 12 x slower, 14-28% smaller)"),
+    FLAG("--dry-run", CLI_SET, dry_run, NULL, "say what would be done, write nothing"),
+    FLAG("--force", CLI_SET, force, NULL, "replace an existing target once the new one is complete"),
+    FLAG("--inspect", CLI_SET, inspect, NULL, "describe SRC: architecture, tensors, legal group counts, K/V bytes per token"),
+    FLAG("--verify", CLI_STR, verify, "DIR", "re-hash a result against what it recorded"),
+    FLAG("--json", CLI_SET, json, NULL, "results as JSON on stdout"),
+    FLAG("--quiet", CLI_SET, quiet, NULL, "no progress on stderr"),
+};
+
+static const struct cli cli = {
+    "gqa-convert",
+    "SRC DST [flags]   |   --inspect SRC   |   --verify DIR",
+    "Converts a multi-head-attention checkpoint to grouped-query (1 < G < H) or multi-query (G = 1) attention by merging the\n"
+    "key/value heads of each group (Ainslie et al. 2023, GQA), or changes the format only.\n"
+    "\n"
+    "  SRC   a Hugging Face directory, a native .h5, a run or step directory of gqa-uptrain, or a llama2.c .bin\n"
+    "  DST   *.h5 native, else a Hugging Face directory\n"
+    "\n"
+    "  gqa-convert --inspect my-model                      which group counts are legal, what each saves\n"
+    "  gqa-convert my-model my-model-gqa4 --kv-heads 4     mean of each group's heads\n"
+    "  gqa-convert model.bin model-hf                      llama2.c to Hugging Face\n"
+    "\n"
+    "A merged model has lost quality: continue with gqa-uptrain. Exit codes: 0 ok, 2 usage, 3 bad input, 4 unsupported, 5 I/O.",
+    flags, (int)(sizeof flags / sizeof flags[0]), 0, 2,
+};
+
+const char *method_name(enum method m)
+{
+    static const char *const names[] = { "mean", "first", "random" };
+    return names[m];
+}
+
+enum dtype options_dtype(const struct options *o)
+{
+    static const enum dtype types[] = { DT_NONE, DT_F32, DT_BF16, DT_F16 };
+    return types[o->dtype];
+}
+
+static enum code verify_run(const struct options *o)
+{
+    int n = 0;
+    TRY(ckpt_verify(o->verify, &n));
+    if (o->json) {
+        json_t *j = json_result("verify", "cpu");
+        json_object_set_new(j, "path", json_string(o->verify));
+        json_object_set_new(j, "files_checked", json_integer(n));
+        json_print(j, 2);
+        json_decref(j);
+    } else {
+        printf("%s: %d files match what was recorded\n", o->verify, n);
+    }
+    return OK;
+}
+
+static enum code convert_run(const struct options *o)
+{
+    struct ckpt_options open_options = { o->header_mb << 20 };
+    struct checkpoint *source = NULL;
+    struct plan plan = { 0 };
+    struct outcome out = { 0 };
+    TRY(ckpt_open(&source, o->source, &open_options));
+    enum code c = plan_make(&plan, source, o);
+    if (c == OK && !o->dry_run)
+        c = stream_convert(source, &plan, o, &out);
+    if (c == OK && o->json) {
+        json_t *j = report_convert(source, &plan, o, o->dry_run ? NULL : &out);
+        json_print(j, 2);
+        json_decref(j);
+    } else if (c == OK) {
+        report_convert_table(source, &plan, o, o->dry_run ? NULL : &out);
+    }
+    outcome_free(&out);
+    plan_free(&plan);
+    ckpt_close(source);
+    return c;
+}
+
+static enum code run(int argc, char **argv)
+{
+    struct options o = { 0 };
+    struct cli_words words;
+    int help = 0;
+    TRY(cli_parse(&cli, argc, argv, &o, &words, &help));
+    if (help)
+        return OK;
+    log_quiet(o.quiet);
+    if (o.header_mb < 0 || o.header_mb > 100)
+        return fail(ERR_USAGE, "--header-limit is in MB, from 1 to 100");
+    if (o.verify)
+        return words.n == 0 ? verify_run(&o) : fail(ERR_USAGE, "--verify takes one directory and nothing else");
+    if (words.n != (o.inspect ? 1 : 2))
+        return fail(ERR_USAGE, o.inspect ? "--inspect takes one checkpoint" : "expected SRC and DST; see gqa-convert --help");
+    o.source = words.v[0];
+    o.target = o.inspect ? NULL : words.v[1];
+    return o.inspect ? inspect_run(&o) : convert_run(&o);
+}
+
+int main(int argc, char **argv)
+{
+    json_result_command(argc, argv);
+    return fail_exit("gqa-convert", run(argc, argv));
+}
