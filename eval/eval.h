@@ -1,0 +1,47 @@
+/* gqa-eval's own parts. Every command is one function in one file; main.c only chooses. */
+#ifndef GQAKIT_EVAL_EVAL_H
+#define GQAKIT_EVAL_EVAL_H
+
+#include "base/base.h"
+#include "checkpoints/checkpoint.h"
+#include "data/data.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+
+/* Commands: argv[0] is "gqa-eval COMMAND"'s command word. */
+typedef enum code command_fn(int argc, char **argv);
+command_fn command_perplexity, command_score, command_decode, command_generate, command_ablate;
+
+/* A checkpoint in a model on a device: what every command opens first. Close with session_close, also after a failure. */
+struct session {
+    struct checkpoint *checkpoint;
+    const struct backend *backend;
+    struct device *device;
+    struct model *model;
+};
+struct session_options {
+    const char *path;
+    const char *device;  /* "auto", "cpu", "cuda" */
+    int threads;         /* 0: all */
+    enum dtype dtype;    /* of the weights in memory: session_dtype */
+};
+/* Checkpoint and device; the model follows with session_model, when its sizes are known. */
+enum code session_open(struct session *s, const struct session_options *o) MUST_USE;
+enum code session_model(struct session *s, const struct session_options *o, struct model_options shape) MUST_USE;
+void session_close(struct session *s);
+/* Index into SESSION_DTYPES -> type; keep = bf16 if the checkpoint's weights are, else f32. */
+#define SESSION_DTYPES "keep|f32|bf16"
+enum dtype session_dtype(int choice, const struct arch *a);
+
+/* The tokenizer asked for: PATH, "bytes", or NULL / "model" for the checkpoint's own (a byte tokenizer when V = 256 and none is there). */
+enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokenizer **t) MUST_USE;
+
+/* Sliding-window scoring of a token stream, as people compare perplexities: windows of `context` predictions, each starting `stride`
+ * after the last; only predictions not yet scored count. stride = context: disjoint windows. */
+struct window_options { int64_t context, stride, limit /* tokens, 0: all */; int pack, eos; };
+struct window_result { double nats; int64_t tokens; double stderr_nats; }; /* nats: sum of -ln p over tokens */
+/* Rows scored at once: the model must be opened with B at least this and T = context. */
+int64_t window_rows(int64_t context);
+enum code score_windows(struct session *s, struct tokens *const *files, int n_files, const struct window_options *o, struct window_result *r) MUST_USE;
+
+#endif

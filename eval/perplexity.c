@@ -1,0 +1,107 @@
+/* gqa-eval perplexity: loss, perplexity and bits per byte. */
+#include "eval.h"
+
+#include <math.h>
+#include <stdio.h>
+
+struct options {
+    const char *data, *tokenizer, *device;
+    int64_t context, stride, limit, threads;
+    int dtype, format, pack, json;
+};
+
+#define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
+static const struct cli_flag flags[] = {
+    FLAG("--data", CLI_STR, data, "FILE", "tokens (llm.c .bin, raw, Megatron) or text (.txt, .jsonl, each also .gz)"),
+    FLAG("--format", CLI_CHOICE, format, "auto|llmc|raw|megatron|text|jsonl", "of --data (default auto: by magic and extension)"),
+    FLAG("--tokenizer", CLI_STR, tokenizer, "PATH|bytes|model", "for text (default model: the checkpoint's own)"),
+    FLAG("--context", CLI_INT, context, "N", "tokens a prediction may see (default: the model's positions, at most 1024)"),
+    FLAG("--stride", CLI_INT, stride, "N", "tokens between windows; smaller means more context for each token (default: --context)"),
+    FLAG("--limit", CLI_INT, limit, "N", "score only the first N tokens of the file (default 0: all)"),
+    FLAG("--pack", CLI_SET, pack, NULL, "attention stays inside documents, the token after an end of document is not scored (as gqa-uptrain trains)"),
+    FLAG("--dtype", CLI_CHOICE, dtype, SESSION_DTYPES, "element type of the weights in memory (default keep: bf16 if stored so, else f32)"),
+    FLAG("--device", CLI_STR, device, "auto|cpu|cuda", "default auto"),
+    FLAG("--threads", CLI_INT, threads, "N", "default 0: all CPUs"),
+    FLAG("--json", CLI_SET, json, NULL, "result as JSON"),
+};
+static const struct cli cli = {
+    "gqa-eval perplexity", "CKPT --data FILE [flags]",
+    "Scores every token of FILE by sliding windows and prints the mean loss in nats per token with its standard error, the\n"
+    "perplexity exp(loss), and bits per byte of text, which can be compared between tokenizers.",
+    flags, (int)(sizeof flags / sizeof flags[0]), 1, 1,
+};
+
+static void print_result(struct session *s, const struct options *o, const struct window_options *w, const struct window_result *r, int64_t bytes)
+{
+    double loss = r->nats / (double)r->tokens, bits = bytes > 0 ? r->nats / log(2.0) / (double)bytes : (double)NAN;
+    if (o->json) {
+        json_t *j = json_result("perplexity", s->backend->device_name(s->device));
+        json_object_set_new(j, "checkpoint", json_string(ckpt_path(s->checkpoint)));
+        json_object_set_new(j, "data", json_string(o->data));
+        json_object_set_new(j, "tokens", json_integer(r->tokens));
+        json_object_set_new(j, "nats_per_token", json_real(loss));
+        json_object_set_new(j, "stderr", json_real(r->stderr_nats));
+        json_object_set_new(j, "perplexity", json_real(exp(loss)));
+        json_object_set_new(j, "bytes", bytes > 0 ? json_integer(bytes) : json_null());
+        json_object_set_new(j, "bits_per_byte", bytes > 0 ? json_real(bits) : json_null());
+        json_object_set_new(j, "context", json_integer(w->context));
+        json_object_set_new(j, "stride", json_integer(w->stride));
+        json_print(j, 2);
+        json_decref(j);
+        return;
+    }
+    printf("tokens scored      %lld\nnats per token     %.4f +- %.4f\nperplexity         %.4f\n", (long long)r->tokens, loss, r->stderr_nats, exp(loss));
+    if (bytes > 0)
+        printf("bits per byte      %.4f\n", bits);
+    printf("context, stride    %lld, %lld\n", (long long)w->context, (long long)w->stride);
+}
+
+static enum code measure(struct session *s, const struct session_options *so, struct options *o)
+{
+    const struct arch *a = ckpt_arch(s->checkpoint);
+    struct window_options w = { o->context, o->stride, o->limit, o->pack, a->eos };
+    if (w.context == 0)
+        w.context = a->max_positions < 1024 ? a->max_positions : 1024;
+    if (w.stride == 0)
+        w.stride = w.context;
+    struct tokenizer *tokenizer = NULL;
+    struct tokens *tokens = NULL;
+    struct tokens_options to = { .format = (enum data_format)o->format, .V = a->V, .eos = a->eos, .bos = a->bos };
+    /* Token files need no tokenizer: only a failure to open the data without one is worth a sentence. */
+    int is_text = o->format == DATA_TEXT || o->format == DATA_JSONL || (o->format == DATA_AUTO && data_is_text(o->data));
+    enum code c = is_text ? eval_tokenizer(s->checkpoint, o->tokenizer, &tokenizer) : OK;
+    to.tokenizer = tokenizer;
+    struct window_result r;
+    if (c == OK)
+        c = tokens_open(&tokens, o->data, &to);
+    if (c == OK)
+        c = session_model(s, so, (struct model_options){ .B = window_rows(w.context), .T = w.context });
+    if (c == OK)
+        c = score_windows(s, &tokens, 1, &w, &r);
+    if (c == OK) /* bits per byte need the bytes of exactly the tokens scored: whole files only */
+        print_result(s, o, &w, &r, o->limit == 0 ? tokens_bytes(tokens) : -1);
+    tokens_close(tokens);
+    tokenizer_close(tokenizer);
+    return c;
+}
+
+enum code command_perplexity(int argc, char **argv)
+{
+    struct options o = { 0 };
+    struct cli_words words;
+    int help = 0;
+    TRY(cli_parse(&cli, argc, argv, &o, &words, &help));
+    if (help)
+        return OK;
+    if (!o.data)
+        return fail(ERR_USAGE, "gqa-eval perplexity needs --data FILE");
+    struct session s;
+    struct session_options so = { .path = words.v[0], .device = o.device, .threads = (int)o.threads };
+    enum code c = session_open(&s, &so);
+    if (c == OK) {
+        so.dtype = session_dtype(o.dtype, ckpt_arch(s.checkpoint));
+        c = measure(&s, &so, &o);
+    }
+    session_close(&s);
+    return c;
+}

@@ -1,0 +1,55 @@
+/* Opening what every command needs: checkpoint, device, model, tokenizer. */
+#include "eval.h"
+
+#include <string.h>
+
+enum dtype session_dtype(int choice, const struct arch *a)
+{
+    if (choice == 0)
+        return a->dtype == DT_BF16 ? DT_BF16 : DT_F32;
+    return choice == 1 ? DT_F32 : DT_BF16;
+}
+
+enum code session_open(struct session *s, const struct session_options *o)
+{
+    memset(s, 0, sizeof *s);
+    host_threads_set(o->threads);
+    TRY(ckpt_open(&s->checkpoint, o->path, NULL));
+    TRY(backend_find(o->device ? o->device : "auto", &s->backend));
+    struct device_options device = { o->threads };
+    return s->backend->device_open(&s->device, &device);
+}
+
+enum code session_model(struct session *s, const struct session_options *o, struct model_options shape)
+{
+    shape.dtype = o->dtype;
+    TRY(model_open(&s->model, ckpt_arch(s->checkpoint), s->backend, s->device, &shape));
+    return model_load(s->model, s->checkpoint);
+}
+
+void session_close(struct session *s)
+{
+    model_close(s->model);
+    if (s->device)
+        s->backend->device_close(s->device);
+    ckpt_close(s->checkpoint);
+    memset(s, 0, sizeof *s);
+}
+
+enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokenizer **t)
+{
+    if (asked && strcmp(asked, "model") != 0)
+        return tokenizer_open(t, asked);
+    const struct ckpt_companion *list;
+    int n = ckpt_companions(ck, &list), has_vocab = 0;
+    for (int i = 0; i < n; i++) {
+        if (strcmp(list[i].name, "tokenizer.json") == 0)
+            return tokenizer_parse(t, list[i].bytes, list[i].n, "tokenizer.json");
+        has_vocab |= strcmp(list[i].name, "vocab.json") == 0;
+    }
+    if (has_vocab && io_is_dir(ckpt_path(ck)))
+        return tokenizer_open(t, ckpt_path(ck));
+    if (ckpt_arch(ck)->V == 256)
+        return tokenizer_open(t, "bytes");
+    return fail(ERR_USAGE, "%s has no tokenizer.json; give --tokenizer PATH (or \"bytes\" for a byte-level model)", ckpt_path(ck));
+}
