@@ -1,0 +1,79 @@
+/* The cells: every combination of the grid, plus the controls a reader of the report needs: the original (G = H, alpha = 0), and
+ * the original trained on the same data (G = H) for every alpha above 0. Combinations that mean the same are one cell: the
+ * method does not matter at G = H, and the seed only where there is training or a random start. */
+#include "ablate.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void id_of(char id[17], const json_t *config)
+{
+    char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS);
+    CHECK(text);
+    snprintf(id, 17, "%016llx", (unsigned long long)hash64(text, strlen(text)));
+    free(text);
+}
+
+static void cell_ids(const struct ablation *a, struct cell *c)
+{
+    json_t *j = json_pack("{s:s, s:I, s:s, s:s}", "source", a->source_hash, "G", (json_int_t)c->G, "method", c->method, "grouping", c->grouping);
+    if (strcmp(c->method, "random") == 0)
+        json_object_set_new(j, "seed", json_integer(c->seed));
+    id_of(c->conversion, j);
+    json_object_set_new(j, "loss", json_string(c->loss));
+    json_object_set_new(j, "alpha", json_real(c->alpha));
+    json_object_set_new(j, "seed", json_integer(c->seed));
+    json_t *data = json_array();
+    for (int i = 0; i < a->config.data.n; i++)
+        json_array_append_new(data, json_string(((const char *const *)a->config.data.items)[i]));
+    json_object_set_new(j, "evaluate", json_pack("{s:o, s:I, s:I, s:I, s:b}", "data", data, "context", (json_int_t)a->config.context, "stride",
+                                                 (json_int_t)a->config.stride, "limit", (json_int_t)a->config.limit, "pack", a->config.pack));
+    if (c->alpha > 0)
+        json_object_set_new(j, "uptrain", config_to_json(a->config.uptrain));
+    id_of(c->id, j);
+    json_decref(j);
+}
+
+static enum code add_cell(struct ablation *a, int64_t G, const char *method, const char *grouping, const char *loss, double alpha, int64_t seed)
+{
+    struct cell c = { .G = G, .method = method, .grouping = grouping, .loss = loss, .alpha = alpha, .seed = seed };
+    c.loss_zero_step = c.loss_final = c.loss_stderr = c.bits_per_byte = (double)NAN;
+    if (G == a->H)
+        c.method = "none";
+    if (alpha <= 0) {
+        c.loss = "ce";
+        if (strcmp(c.method, "random") != 0)
+            c.seed = 0;
+    }
+    cell_ids(a, &c);
+    for (int i = 0; i < a->n_cells; i++)
+        if (strcmp(a->cells[i].id, c.id) == 0)
+            return OK;
+    struct cell *more = realloc(a->cells, (size_t)(a->n_cells + 1) * sizeof *more);
+    if (!more)
+        return fail(ERR_MEMORY, "out of memory for %d cells", a->n_cells + 1);
+    a->cells = more;
+    a->cells[a->n_cells++] = c;
+    return OK;
+}
+
+enum code ablate_grid(struct ablation *a)
+{
+    const struct ablate_config *c = &a->config;
+    const int64_t *G = c->groups.items, *seed = c->seed.items;
+    const double *alpha = c->alpha.items;
+    const char *const *method = c->method.items, *const *grouping = c->grouping.items, *const *loss = c->loss.items;
+    TRY(add_cell(a, a->H, "none", "consecutive", "ce", 0, 0));
+    a->baseline = 0;
+    for (int f = 0; f < c->alpha.n; f++)
+        for (int s = 0; s < c->seed.n; s++)
+            for (int x = 0; x < c->loss.n; x++) {
+                TRY(add_cell(a, a->H, "none", "consecutive", loss[x], alpha[f], seed[s]));
+                for (int g = 0; g < c->groups.n; g++)
+                    for (int m = 0; m < c->method.n; m++)
+                        for (int p = 0; p < c->grouping.n; p++)
+                            TRY(add_cell(a, G[g], method[m], grouping[p], loss[x], alpha[f], seed[s]));
+            }
+    return OK;
+}
