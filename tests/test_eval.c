@@ -1,0 +1,220 @@
+/* gqa-eval as its users run it, on a tiny checkpoint: the commands agree with each other and with themselves, and refuse what is
+ * wrong. The arithmetic itself is tested with the model. */
+#include "harness.h"
+#include "tiny_checkpoint.h"
+
+#include <math.h>
+
+static struct child run(const char *program, const char *const *arguments)
+{
+    const char *argv[32];
+    char *path = program_path(program);
+    int n = 0;
+    argv[n++] = path;
+    for (; *arguments; arguments++)
+        argv[n++] = *arguments;
+    argv[n] = NULL;
+    struct child c = child_run(argv, NULL);
+    free(path);
+    return c;
+}
+#define EVAL(...) run("gqa-eval", (const char *const[]){ __VA_ARGS__, NULL })
+
+static json_t *json_of(struct child c)
+{
+    if (c.status != 0)
+        print_error("%s", c.err);
+    assert_int_equal(c.status, 0);
+    json_t *j = json_loads(c.out, 0, NULL);
+    assert_non_null(j);
+    child_free(&c);
+    return j;
+}
+
+static double number(const json_t *j, const char *key)
+{
+    assert_true(json_is_number(json_object_get(j, key)));
+    return json_number_value(json_object_get(j, key));
+}
+
+/* A byte-level model (V 256) so that text needs no tokenizer. */
+static char *byte_model(const char *name, int64_t G)
+{
+    struct arch a;
+    tiny_arch(&a, 6, G, DT_F32);
+    a.V = a.original_vocab = 256;
+    a.bos = a.eos = -1;
+    char *path = temp_path(name);
+    tiny_write(path, &a, 3, 1, NULL);
+    arch_free(&a);
+    return path;
+}
+
+static char *text_file(void)
+{
+    char text[1500];
+    for (size_t i = 0; i < sizeof text; i++)
+        text[i] = (char)('a' + random_int(9, i, 0, 25));
+    temp_write("text.txt", text, sizeof text);
+    return temp_path("text.txt");
+}
+
+static void perplexity_is_the_mean_of_scores(void **state)
+{
+    (void)state;
+    char *model = byte_model("p-model", 6), *text = text_file();
+    json_t *p = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "50", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(p, "tokens")), 1499);
+    double loss = number(p, "nats_per_token");
+    assert_true(loss > 4.0 && loss < 8.0);
+    assert_true(fabs(number(p, "perplexity") - exp(loss)) < 1e-6 * exp(loss));
+    assert_true(fabs(number(p, "bits_per_byte") - loss * 1499 / 1500 / log(2.0)) < 1e-6);
+    /* The same windows by hand: window i is ids[50 i .. 50 i + 50]. */
+    char line[4096];
+    double sum = 0;
+    char bytes[1500];
+    FILE *f = fopen(text, "rb");
+    assert_int_equal(fread(bytes, 1, 1500, f), 1500);
+    fclose(f);
+    char *lines = temp_path("windows.jsonl");
+    f = fopen(lines, "w");
+    for (int first = 0; first < 1499; first += 50) {
+        int n = first + 51 > 1500 ? 1500 - first : 51, used = 0;
+        for (int i = 0; i < n; i++)
+            used += snprintf(line + used, sizeof line - (size_t)used, "%s%d", i ? "," : "", bytes[first + i]);
+        fprintf(f, "{\"ids\": [%s]}\n", line);
+    }
+    fclose(f);
+    struct child c = EVAL("score", model, "--tokens", lines);
+    assert_int_equal(c.status, 0);
+    int count = 0;
+    for (char *s = strtok(c.out, "\n"); s; s = strtok(NULL, "\n"), count++) {
+        json_t *j = json_loads(s, 0, NULL);
+        sum += number(j, "sum");
+        assert_int_equal(json_array_size(json_object_get(j, "logprob")) + 1, json_array_size(json_object_get(j, "ids")));
+        json_decref(j);
+    }
+    assert_int_equal(count, 30);
+    assert_true(fabs(-sum / 1499 - loss) < 1e-5);
+    child_free(&c);
+    json_decref(p);
+    free(model);
+    free(text);
+    free(lines);
+}
+
+static void stride_gives_more_context(void **state)
+{
+    (void)state;
+    char *model = byte_model("s-model", 6), *text = text_file();
+    json_t *a = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "40", "--json"));
+    json_t *b = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "7", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(a, "tokens")), json_integer_value(json_object_get(b, "tokens")));
+    assert_true(fabs(number(a, "nats_per_token") - number(b, "nats_per_token")) > 1e-9);
+    json_t *c = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "1", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(c, "tokens")), 1499);
+    json_decref(a);
+    json_decref(b);
+    json_decref(c);
+    free(model);
+    free(text);
+}
+
+static void grouped_equals_repeated_heads(void **state)
+{
+    (void)state;
+    struct arch a;
+    tiny_arch(&a, 6, 6, DT_F32);
+    a.V = a.original_vocab = 256;
+    a.bos = a.eos = -1;
+    char *full = temp_path("e-full"), *grouped = temp_path("e-grouped"), *text = text_file();
+    tiny_write(full, &a, 3, 3, NULL);
+    arch_free(&a);
+    struct child c = run("gqa-convert", (const char *const[]){ full, grouped, "--kv-heads", "2", NULL });
+    assert_int_equal(c.status, 0);
+    child_free(&c);
+    json_t *x = json_of(EVAL("perplexity", full, "--data", text, "--context", "64", "--json"));
+    json_t *y = json_of(EVAL("perplexity", grouped, "--data", text, "--context", "64", "--json"));
+    assert_true(fabs(number(x, "nats_per_token") - number(y, "nats_per_token")) < 1e-6);
+    json_decref(x);
+    json_decref(y);
+    free(full);
+    free(grouped);
+    free(text);
+}
+
+static void decode_rows(void **state)
+{
+    (void)state;
+    char *model = byte_model("d-model", 2);
+    json_t *j = json_of(EVAL("decode", model, "--batch", "1,3", "--context", "0,100", "--new", "4", "--repeats", "2", "--json"));
+    const json_t *rows = json_object_get(j, "rows");
+    assert_int_equal(json_array_size(rows), 4);
+    for (size_t i = 0; i < 4; i++) {
+        const json_t *r = json_array_get(rows, i);
+        assert_true(number(r, "ms_per_token") > 0 && number(r, "decode_tok_s") > 0 && number(r, "prefill_tok_s") > 0);
+        assert_int_equal(json_integer_value(json_object_get(r, "kv_bytes_per_token")), 2 * 2 * 2 * 8 * 4);
+    }
+    json_decref(j);
+    free(model);
+}
+
+static void generation(void **state)
+{
+    (void)state;
+    char *model = byte_model("g-model", 3);
+    json_t *a = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
+    json_t *b = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--seed", "4", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(a, "new_tokens")), 20);
+    assert_true(json_equal(json_object_get(a, "ids"), json_object_get(b, "ids")));
+    json_t *c = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "1.5", "--top-k", "1", "--json"));
+    assert_true(json_equal(json_object_get(a, "ids"), json_object_get(c, "ids")));
+    /* Greedy means: every new id is the most likely after the ids before it, which `score` must agree with. */
+    json_decref(a);
+    json_decref(b);
+    json_decref(c);
+    free(model);
+}
+
+static void refusals(void **state)
+{
+    (void)state;
+    char *model = byte_model("r-model", 6), *text = text_file();
+    temp_write("bad.jsonl", "{\"ids\": [1, 2]}\n{\"ids\": [1, 999]}\n", 34);
+    char *bad = temp_path("bad.jsonl");
+    const struct { const char *v[8]; int status; const char *part; } cases[] = {
+        { { "perplexity" }, 2, "--help" },
+        { { "perplexity", model }, 2, "--data" },
+        { { "perplexity", model, "--data", text, "--context", "10", "--stride", "11" }, 2, "stride" },
+        { { "perplexity", "/nonexistent", "--data", text }, 3, "/nonexistent" },
+        { { "perplexity", model, "--data", "/nonexistent.txt" }, 3, "/nonexistent.txt" },
+        { { "perplexty", model }, 2, "perplexity" },
+        { { "score", model }, 2, "--tokens" },
+        { { "score", model, "--tokens", bad }, 3, "bad.jsonl:2" },
+        { { "decode", model, "--batch", "0" }, 2, "--batch" },
+        { { "generate", model, "--new", "-3" }, 2, "--new" },
+        { { "perplexity", model, "--data", text, "--device", "cuda" }, 8, "cuda" },
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct child c = run("gqa-eval", cases[i].v);
+        int ok = c.status == cases[i].status || (cases[i].status == 3 && c.status == 5);
+        if (!ok || !strstr(c.err, cases[i].part))
+            print_error("case %zu: status %d, %s", i, c.status, c.err);
+        assert_true(ok);
+        assert_non_null(strstr(c.err, cases[i].part));
+        child_free(&c);
+    }
+    free(model);
+    free(text);
+    free(bad);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(perplexity_is_the_mean_of_scores), cmocka_unit_test(stride_gives_more_context),
+        cmocka_unit_test(grouped_equals_repeated_heads),    cmocka_unit_test(decode_rows),
+        cmocka_unit_test(generation),                       cmocka_unit_test(refusals),
+    };
+    return harness_main(argc, argv, tests, COUNT_OF(tests));
+}
