@@ -169,7 +169,6 @@ static void generation(void **state)
     assert_true(json_equal(json_object_get(a, "ids"), json_object_get(b, "ids")));
     json_t *c = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "1.5", "--top-k", "1", "--json"));
     assert_true(json_equal(json_object_get(a, "ids"), json_object_get(c, "ids")));
-    /* Greedy means: every new id is the most likely after the ids before it, which `score` must agree with. */
     json_decref(a);
     json_decref(b);
     json_decref(c);
