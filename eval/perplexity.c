@@ -66,11 +66,17 @@ static enum code measure(struct session *s, const struct session_options *so, st
         w.stride = w.context;
     struct tokenizer *tokenizer = NULL;
     struct tokens *tokens = NULL;
-    struct tokens_options to = { .format = (enum data_format)o->format, .V = a->V, .eos = a->eos, .bos = a->bos };
-    /* Token files need no tokenizer: only a failure to open the data without one is worth a sentence. */
-    int is_text = o->format == DATA_TEXT || o->format == DATA_JSONL || (o->format == DATA_AUTO && data_is_text(o->data));
-    enum code c = is_text ? eval_tokenizer(s->checkpoint, o->tokenizer, &tokenizer) : OK;
-    to.tokenizer = tokenizer;
+    enum data_format format = (enum data_format)o->format;
+    enum code c = format == DATA_AUTO ? data_detect_format(o->data, &format) : OK;
+    struct tokens_options to = { .format = format, .V = a->V, .eos = a->eos, .bos = a->bos };
+    if (c == OK && (format == DATA_TEXT || format == DATA_JSONL)) { /* token files need no tokenizer */
+        c = eval_tokenizer(s->checkpoint, o->tokenizer, &tokenizer);
+        if (c == OK) { /* the ends of documents are the tokenizer's, as in training */
+            to.tokenizer = tokenizer;
+            to.bos = tokenizer_bos(tokenizer);
+            to.eos = w.eos = tokenizer_eos(tokenizer);
+        }
+    }
     struct window_result r;
     if (c == OK)
         c = tokens_open(&tokens, o->data, &to);
