@@ -33,6 +33,9 @@ enum code tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_
 
 enum data_format { DATA_AUTO, DATA_LLMC, DATA_RAW, DATA_MEGATRON, DATA_TEXT, DATA_JSONL };
 
+/* What DATA_AUTO would take `path` for, by magic and extension. Text and JSON lines need a tokenizer. */
+enum code data_detect_format(const char *path, enum data_format *format) MUST_USE;
+
 struct tokens_options {
     enum data_format format; /* auto: by magic and extension (.bin .idx .txt .jsonl, each also .gz) */
     enum dtype dtype;        /* headerless: u16 or u32 given as DT_U16 / DT_I32; DT_NONE: by V <= 65536, said in a log line */

@@ -36,7 +36,7 @@ static enum code refuse_tables(const char *path, const unsigned char head[8]) {
                 "datasets.load_dataset(...).to_json(\"data.jsonl\")", path, arrow ? "an Arrow file" : "a Parquet file");
 }
 
-static enum code detect_format(const char *path, enum data_format *format) {
+enum code data_detect_format(const char *path, enum data_format *format) {
     size_t n = strlen(path), head_n = 0;
     unsigned char head[8];
     if (ends_with(path, n, ".idx") || (!io_exists(path) && has_sibling(path, n, ".idx"))) {
@@ -209,7 +209,7 @@ enum code tokens_open(struct tokens **out, const char *path, const struct tokens
     enum data_format format = o->format;
     *out = NULL;
     if (format == DATA_AUTO)
-        TRY(detect_format(path, &format));
+        TRY(data_detect_format(path, &format));
     struct tokens *t = calloc(1, sizeof *t);
     if (t == NULL)
         return fail(ERR_MEMORY, "no memory to open %s", path);
