@@ -112,14 +112,14 @@ static enum code split_by_class(struct steps *s, const char *where, enum char_cl
     struct step *step = NULL;
     TRY(step_new(s, STEP_SPLIT, where, &step));
     step->class = class;
-    step->a = behavior;
+    step->a = (int)behavior;
     return OK;
 }
 
 static enum code split_by_regex(struct steps *s, const char *where, const char *regex, enum split_behavior behavior, int invert) {
     struct step *step = NULL;
     TRY(step_new(s, STEP_SPLIT, where, &step));
-    step->a = behavior;
+    step->a = (int)behavior;
     step->b = invert;
     return pattern_regex(&step->pattern, regex, strlen(regex), where);
 }

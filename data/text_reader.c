@@ -86,8 +86,8 @@ static enum code read_line(struct text_reader *r, size_t *n) {
         r->at += take;
         done = newline != NULL;
         if (r->document.n > DOCUMENT_MAX)
-            return fail(ERR_UNSUPPORTED, "%s: the document around line %lld is longer than 1 GiB; put <|endoftext|> lines between documents",
-                        r->path, (long long)r->line + 1);
+            return fail(ERR_UNSUPPORTED, "%s: the document around line %lld is longer than 1 GiB; put <|endoftext|> lines "
+                        "between documents", r->path, (long long)r->line + 1);
     }
     *n = r->document.n - before;
     r->line += *n > 0;

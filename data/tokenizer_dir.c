@@ -51,7 +51,8 @@ static void add_config_tokens(json_t *added, const json_t *config) {
 static void add_endoftext(json_t *added, const json_t *vocab) {
     json_t *id = json_object_get(vocab, "<|endoftext|>");
     if (json_array_size(added) == 0 && id != NULL)
-        json_array_append_new(added, json_pack("{s:O, s:s, s:b, s:b}", "id", id, "content", "<|endoftext|>", "special", 1, "normalized", 0));
+        json_array_append_new(added, json_pack("{s:O, s:s, s:b, s:b}", "id", id, "content", "<|endoftext|>",
+                                               "special", 1, "normalized", 0));
 }
 
 static enum code read_config(const char *dir, json_t **config) {

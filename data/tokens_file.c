@@ -134,7 +134,8 @@ enum code tokens_store(const char *path, const int32_t *ids, int64_t n, const st
     s.dtype = s.vocab <= 65536 ? DT_U16 : DT_I32;
     int width = s.dtype == DT_U16 ? 2 : 4;
     if (n > INT32_MAX)
-        return fail(ERR_UNSUPPORTED, "%s: %lld tokens are more than an llm.c file can hold (2^31 - 1); split the input", path, (long long)n);
+        return fail(ERR_UNSUPPORTED, "%s: %lld tokens are more than an llm.c file can hold (2^31 - 1); split the input", path,
+                    (long long)n);
     unsigned char *bytes = calloc(1, LLMC_HEADER + (size_t)n * (size_t)width);
     if (bytes == NULL)
         return fail(ERR_MEMORY, "no memory for the %lld tokens of %s", (long long)n, path);

@@ -337,7 +337,7 @@ static void test_pattern_refusals(void **s) {
         int32_t *ids;
         int64_t n;
         assert_ok(parse_pattern(good[i], &t));
-        assert_ok(tokenizer_encode(t, "a b\xC3\xA9" "ab", 7, 1, &ids, &n));
+        assert_ok(tokenizer_encode(t, "a b\xC3\xA9 b", 7, 1, &ids, &n));
         free(ids);
         tokenizer_close(t);
     }
