@@ -8,13 +8,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "kernels/kernels.h"
+
 static char temporary[512];
 static char self_dir[1024] = "build/tests";
 
 __attribute__((weak)) void harness_boot(int argc, char **argv)
 {
-    (void)argc;
-    (void)argv;
+    kernels_boot(argc, argv);
 }
 
 int harness_main(int argc, char **argv, const struct CMUnitTest *tests, size_t n)

@@ -27,7 +27,7 @@
  * temporary directory. An argument is a cmocka filter: build/tests/test_x 'test_name*'. */
 int harness_main(int argc, char **argv, const struct CMUnitTest *tests, size_t n);
 int harness_run(const struct CMUnitTest *tests, size_t n); /* the same without arguments */
-/* Called first thing in main; a weak no-op unless a test defines it. */
+/* Called first thing in main: kernels_boot, which may execute the program again. A test may define its own. */
 void harness_boot(int argc, char **argv);
 
 void harness_ok(enum code code, const char *expr, const char *file, int line);
