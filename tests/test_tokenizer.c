@@ -376,7 +376,7 @@ static void test_truncation(void **s) {
 
 static void test_invalid_utf8(void **s) {
     (void)s;
-    static const char *const bad[] = {"a\xFF", "a\xC3", "a\xC0\x80", "a\xED\xA0\x80", "a\xF4\x90\x80\x80", "a\xE0\x80\x80", "a\xE4\xB8", "a\x80", "a\xF0\x80\x80\x80", "a\xE4" "b\x80"};
+    static const char *const bad[] = {"a\xFF", "a\xC3", "a\xC0\x80", "a\xED\xA0\x80", "a\xF4\x90\x80\x80", "a\xE0\x80\x80", "a\xE4\xB8", "a\x80", "a\xF0\x80\x80\x80", ("a\xE4" "b\x80")};
     struct tokenizer *t;
     int32_t *ids;
     int64_t n;
