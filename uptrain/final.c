@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checkpoints/provenance.h"
 #include "run.h"
 
 static const char *base_name(const char *path)
