@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-void tiny_arch(struct arch *a)
+void fixture_arch(struct arch *a)
 {
     assert_ok(arch_init(a, 2));
     snprintf(a->family, sizeof a->family, "llama");

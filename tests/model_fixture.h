@@ -19,7 +19,7 @@ struct tiny {
     int64_t valid;
 };
 
-void tiny_arch(struct arch *a); /* LLaMA layout, tied head */
+void fixture_arch(struct arch *a); /* LLaMA layout, tied head */
 struct model_options tiny_options(int train);
 /* Takes over the arch. The model holds the reference's weights (f32 exactly). */
 void tiny_open(struct tiny *t, struct arch *arch, const struct model_options *options);

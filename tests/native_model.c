@@ -2,7 +2,7 @@
 
 #include "harness.h"
 
-void model_arch(struct arch *a, int64_t C, int per_layer)
+void native_arch(struct arch *a, int64_t C, int per_layer)
 {
     assert_ok(arch_init(a, 2));
     snprintf(a->family, sizeof a->family, "llama");
@@ -25,7 +25,7 @@ void model_arch(struct arch *a, int64_t C, int per_layer)
         b->D = b->Dv = 4;
         b->F = 19;
     }
-    assert_ok(arch_check(a, "model_arch"));
+    assert_ok(arch_check(a, "native_arch"));
 }
 
 float model_value(const char *tensor, int64_t i)

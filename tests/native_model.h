@@ -4,7 +4,7 @@
 
 #include "checkpoints/checkpoint.h"
 
-void model_arch(struct arch *a, int64_t C, int per_layer); /* arch_free by the caller */
+void native_arch(struct arch *a, int64_t C, int per_layer); /* arch_free by the caller */
 /* Rows written unevenly; every value is model_value of its place. */
 void model_fill(struct ckpt_writer *w, int64_t rows);
 float model_value(const char *tensor, int64_t i);

@@ -59,7 +59,7 @@ static void test_llama(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_all(&a, 0);
 }
 
@@ -67,7 +67,7 @@ static void test_untied_layers_differ(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     struct arch_block *b = a.stack[STACK_DEC].block;
     a.tied = 0;
     a.rope.dims = 6;
@@ -84,7 +84,7 @@ static void test_layer_norm_biases(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.norm = NORM_LAYER;
     a.mlp = MLP_GELU_ERF;
     a.pos = POS_LEARNED;
@@ -97,7 +97,7 @@ static void test_scales(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.norm = NORM_RMS1P;
     a.mlp = MLP_GEGLU_TANH;
     a.embed_scale = 1.7;
@@ -127,7 +127,7 @@ static void test_recompute_same_bits(void **state)
         struct tiny t;
         struct model_options o = tiny_options(1);
         o.recompute = i;
-        tiny_arch(&a);
+        fixture_arch(&a);
         tiny_open(&t, &a, &o);
         gradients(&t, &loss[i]);
         grads[i] = copy_grads(&t);
@@ -149,7 +149,7 @@ static void test_rerun_same_bits(void **state)
     struct tiny t;
     struct model_options o = tiny_options(1);
     double loss[2];
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     gradients(&t, &loss[0]);
     float *first = copy_grads(&t);
@@ -168,7 +168,7 @@ static void test_accumulation(void **state)
     struct model_options o = tiny_options(1);
     double loss, parts = 0.0;
     int64_t count = 0;
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     gradients(&t, &loss);
     float *whole = copy_grads(&t), inv = 1.0f / (float)t.valid;
@@ -201,9 +201,9 @@ static void test_gqa_is_mha_repeated(void **state)
     struct tiny gqa, mha;
     struct model_options o = tiny_options(1);
     double loss[2];
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&gqa, &a, &o);
-    tiny_arch(&a);
+    fixture_arch(&a);
     for (int l = 0; l < 2; l++)
         a.stack[STACK_DEC].block[l].G = H;
     tiny_open(&mha, &a, &o);
@@ -256,7 +256,7 @@ static void test_ranges_announced(void **state)
         struct model_options o = tiny_options(1);
         struct ranges r = {.n = 0};
         double loss;
-        tiny_arch(&a);
+        fixture_arch(&a);
         a.tied = tied;
         tiny_open(&t, &a, &o);
         model_on_grad_ready(t.m, on_ready, &r);

@@ -50,7 +50,7 @@ static void test_prefill_then_decode(void **state)
     struct arch a;
     for (int64_t first = 0; first <= TINY_T; first += 5)
         for (int64_t step = 1; step <= 3; step++) {
-            tiny_arch(&a);
+            fixture_arch(&a);
             check_decode(&a, "llama", &o, first, step, 1e-5);
         }
 }
@@ -60,14 +60,14 @@ static void test_variants(void **state)
     (void)state;
     struct model_options o = cached(DT_F32, DT_F32);
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.tied = 0;
     a.pos = POS_LEARNED;
     a.norm = NORM_LAYER;
     a.mlp = MLP_GELU_TANH;
     a.bias = BIAS_NORM | BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_HEAD;
     check_decode(&a, "layer norm, biases, learned", &o, 3, 1, 1e-5);
-    tiny_arch(&a);
+    fixture_arch(&a);
     struct arch_block *b = a.stack[STACK_DEC].block;
     a.logit_softcap = 4.0;
     a.logit_scale = 0.7;
@@ -86,10 +86,10 @@ static void test_bf16(void **state)
     (void)state;
     struct arch a;
     struct model_options o = cached(DT_F32, DT_BF16);
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_decode(&a, "bf16 cache", &o, 4, 1, 0.05);
     o = cached(DT_BF16, DT_BF16);
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_decode(&a, "bf16 weights and cache", &o, 4, 1, 0.15);
 }
 
@@ -99,7 +99,7 @@ static void test_cache_only(void **state)
     struct arch a;
     struct model_options o = cached(DT_F32, DT_F32);
     o.B = o.T = 0;
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_decode(&a, "opened to decode only", &o, 0, 1, 1e-5);
 }
 
@@ -110,7 +110,7 @@ static void test_refusals_and_lengths(void **state)
     struct tiny t;
     struct model_options o = cached(DT_F32, DT_F32);
     const int32_t ids[TINY_B * 16] = {0};
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     assert_refused(model_decode(t.m, ids, 1, 1, NULL), ERR_USAGE, "1 sequences");
     assert_refused(model_decode(t.m, ids, TINY_B, 9, NULL), ERR_USAGE, "1 to 8");
@@ -124,7 +124,7 @@ static void test_refusals_and_lengths(void **state)
     assert_refused(model_prefill(t.m, ids, TINY_B, 2, NULL), ERR_USAGE, "empty cache");
     tiny_close(&t);
     o = tiny_options(0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     assert_refused(model_decode(t.m, ids, TINY_B, 1, NULL), ERR_USAGE, "without a K/V cache");
     tiny_close(&t);

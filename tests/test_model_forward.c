@@ -38,11 +38,11 @@ static void test_llama(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_score(&a, "llama", 0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     check_score(&a, "llama, opened for training", 1);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.tied = 0;
     check_score(&a, "untied head", 0);
 }
@@ -54,7 +54,7 @@ static void test_norms_and_biases(void **state)
         {"rms", NORM_RMS}, {"rms1p", NORM_RMS1P}, {"layer", NORM_LAYER}, {"layer_nop", NORM_LAYER_NOP}};
     for (size_t i = 0; i < COUNT_OF(KINDS); i++) {
         struct arch a;
-        tiny_arch(&a);
+        fixture_arch(&a);
         a.norm = KINDS[i].kind;
         a.tied = (int)(i % 2);
         if (a.norm == NORM_LAYER)
@@ -70,7 +70,7 @@ static void test_mlp_kinds(void **state)
         {"geglu_tanh", MLP_GEGLU_TANH}, {"geglu_erf", MLP_GEGLU_ERF}, {"gelu_erf", MLP_GELU_ERF}, {"gelu_tanh", MLP_GELU_TANH}, {"relu", MLP_RELU}};
     for (size_t i = 0; i < COUNT_OF(KINDS); i++) {
         struct arch a;
-        tiny_arch(&a);
+        fixture_arch(&a);
         a.mlp = KINDS[i].kind;
         a.bias = BIAS_MLP_IN | BIAS_MLP_OUT;
         check_score(&a, KINDS[i].name, 0);
@@ -81,17 +81,17 @@ static void test_positions_and_scales(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.pos = POS_LEARNED;
     a.pos_offset = 2;
     check_score(&a, "learned positions", 0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.pos = POS_NONE;
     check_score(&a, "no positions", 0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.rope.dims = 4;
     check_score(&a, "rotary on half a head", 0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.embed_scale = 1.7;
     a.logit_scale = 0.6;
     a.logit_softcap = 5.0;
@@ -104,7 +104,7 @@ static void test_layers_differ(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     struct arch_block *b = a.stack[STACK_DEC].block;
     b[0].G = 6;
     b[0].window = 3;
@@ -113,7 +113,7 @@ static void test_layers_differ(void **state)
     b[1].D = b[1].Dv = 10;
     b[1].F = 33;
     check_score(&a, "layers differ", 0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     b = a.stack[STACK_DEC].block;
     b[0].H = 4;
     b[0].G = 2;
@@ -127,7 +127,7 @@ static void test_short_batch(void **state)
     struct arch a;
     struct tiny t;
     struct model_options o = tiny_options(0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     struct batch b = t.batch;
     b.B = 1;
@@ -155,7 +155,7 @@ static void test_bf16_weights(void **state)
     double want[N], loss = 0.0;
     int64_t count = 0;
     o.dtype = DT_BF16;
-    tiny_arch(&a);
+    fixture_arch(&a);
     tiny_open(&t, &a, &o);
     for (int i = 0; i < t.ref.count; i++) { /* the reference takes the rounded weights: only the arithmetic is compared */
         const struct model_param *p = model_param_find(t.m, t.ref.tensor[i].name);

@@ -8,7 +8,7 @@
         struct arch a;                                                                                  \
         struct model *m;                                                                                \
         struct model_options o = tiny_options(0);                                                       \
-        tiny_arch(&a);                                                                                  \
+        fixture_arch(&a);                                                                                  \
         struct arch_block *block = a.stack[STACK_DEC].block;                                            \
         (void)block;                                                                                    \
         change;                                                                                         \
@@ -62,7 +62,7 @@ static void test_usage(void **state)
     struct arch a;
     assert_ok(backend_find("cpu", &be));
     assert_ok(be->device_open(&dev, &device));
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.pos = POS_LEARNED;
     o.T = 65;
     assert_refused(model_open(&m, &a, be, dev, &o), ERR_USAGE, "learned positions for 64");
@@ -81,7 +81,7 @@ static void test_flat_range(void **state)
     struct arch a;
     struct tiny t;
     struct model_options o = tiny_options(1);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.bias = BIAS_Q | BIAS_K | BIAS_V | BIAS_MLP_IN;
     a.stack[STACK_DEC].block[1].F = 21;
     a.stack[STACK_DEC].block[1].G = 1;
@@ -123,7 +123,7 @@ static void test_measure_is_what_is_reserved(void **state)
         o.cache_B = 2;
         o.cache_S = 16;
         o.cache_dtype = DT_BF16;
-        tiny_arch(&a);
+        fixture_arch(&a);
         tiny_open(&t, &a, &o);
         assert_ok(model_measure(&t.arch, t.be, t.dev, &o, &plan));
         assert_memory_equal(&plan, model_memory(t.m), sizeof plan);
@@ -140,7 +140,7 @@ static void test_init(void **state)
     struct arch a;
     struct tiny t;
     struct model_options o = tiny_options(0);
-    tiny_arch(&a);
+    fixture_arch(&a);
     a.bias = BIAS_O;
     tiny_open(&t, &a, &o);
     assert_ok(model_init(t.m, 0.02, 3));
@@ -167,7 +167,7 @@ static void test_counts(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a);
+    fixture_arch(&a);
     /* C=24, HD=48, GD=24, F=20, V=37; per layer q 1152, k and v 576 each, o 1152, gate, up, down 480 each, norms 48 */
     double parameters = 2.0 * (1152 + 2 * 576 + 1152 + 3 * 480 + 48) + 37 * 24 + 24;
     assert_int_equal(arch_parameters(&a), (int64_t)parameters);

@@ -47,7 +47,7 @@ static void test_round_trip(void **state)
                 const struct ckpt_companion *list;
                 char *path = temp_path("round.h5"), *again = temp_path("again.h5");
                 int files;
-                model_arch(&a, 20, per_layer);
+                native_arch(&a, 20, per_layer);
                 model_make(path, &a, types[i], compress);
                 assert_ok(ckpt_open(&ck, path, NULL));
                 assert_string_equal(ckpt_form_name(ck), "native HDF5 file");
@@ -76,7 +76,7 @@ static void test_large(void **state)
     struct arch a;
     struct checkpoint *ck;
     char *path = temp_path("large.h5");
-    model_arch(&a, 4096, 0);
+    native_arch(&a, 4096, 0);
     a.V = 1031;
     model_make(path, &a, DT_F32, 0);
     assert_ok(ckpt_open(&ck, path, NULL));
@@ -92,7 +92,7 @@ static void test_hugging_face_and_back(void **state)
     (void)state;
     static const int64_t shards[] = {0, 3000};
     struct arch a;
-    model_arch(&a, 20, 0);
+    native_arch(&a, 20, 0);
     char *hf = temp_path("hf"), *h5 = temp_path("mid.h5"), *back = temp_path("back"), *config = temp_path("hf/config.json");
     for (size_t i = 0; i < COUNT_OF(shards); i++) {
         struct ckpt_writer *w;
@@ -141,7 +141,7 @@ static void test_refusals(void **state)
     struct ckpt_writer *w;
     int files;
     char *path = temp_path("refuse.h5"), *text = temp_path("text.h5");
-    model_arch(&a, 20, 0);
+    native_arch(&a, 20, 0);
     model_make(path, &a, DT_F32, 0);
     struct ckpt_target target = {.path = path, .arch = &a};
     assert_refused(ckpt_create(&w, &target), ERR_USAGE, "--force");
@@ -179,7 +179,7 @@ static void test_mutants(void **state)
     struct checkpoint *ck;
     size_t n;
     char *good, *path = temp_path("mutant.h5");
-    model_arch(&a, 20, 0);
+    native_arch(&a, 20, 0);
     model_make(path, &a, DT_BF16, 0);
     assert_ok(io_read_all(path, 1 << 20, &good, &n));
     char *copy = malloc(n);
@@ -236,7 +236,7 @@ static void test_foreign(void **state)
     size_t n;
     int files;
     char *good, *path = temp_path("foreign.h5");
-    model_arch(&a, 20, 1);
+    native_arch(&a, 20, 1);
     model_make(path, &a, DT_F16, 1);
     assert_ok(io_read_all(path, 1 << 20, &good, &n));
     temp_write("foreign.h5", good + H5_USER_BLOCK, n - H5_USER_BLOCK);
@@ -275,7 +275,7 @@ static void test_file_limit(void **state)
     struct arch a;
     struct rlimit was, limit;
     char hex[33], now[33], *path = temp_path("limit/m.h5"), *dir = temp_path("limit");
-    model_arch(&a, 20, 0);
+    native_arch(&a, 20, 0);
     assert_ok(io_mkdirs(dir));
     model_make(path, &a, DT_BF16, 0);
     assert_ok(xxh128_file(path, hex));

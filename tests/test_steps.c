@@ -270,7 +270,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_every_manifest_bit), cmocka_unit_test(test_stale), cmocka_unit_test(test_wrong_array),
         cmocka_unit_test(test_as_checkpoint), cmocka_unit_test(test_file_limit), cmocka_unit_test(test_read_only),
     };
-    model_arch(&A, 20, 1);
+    native_arch(&A, 20, 1);
     log_quiet(1);
     int status = harness_main(argc, argv, tests, COUNT_OF(tests));
     arch_free(&A);
