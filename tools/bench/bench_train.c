@@ -2,7 +2,7 @@
  * peak measured in this run before and after the steps, and where the time goes.
  *   bench_train [--C 768 --L 12 --H 12 --G 12 --D 64 --F 2048 --V 32000 --B 1 --T 1024 --steps 3 --threads 0 --recompute --untied]
  * FLOPs by convention (CONTRACTS 7): 6 x parameters x tokens + attention forward 4 B H D T T / 2, backward 2.5 times that. The parts
- * are timed by a backend table whose slots call the real ones; xent and the matmul inside it count as "loss". --json prints one line. */
+ * are timed by a backend table whose slots call the real ones; the products inside xent count as "loss". --json prints one line. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,8 +23,34 @@ static const struct backend *real;
     spent[part] += host_seconds() - start;  \
     return c
 
-static enum code t_matmul(struct device *dev, struct view c_, struct view a, struct view b, struct view bias, int ta, int tb, float al, float be)
-{ TIMED(P_GEMM, matmul(dev, c_, a, b, bias, ta, tb, al, be)); }
+/* Products by shape, for --shapes. */
+static struct shape { int64_t M, N, K; int ta, tb; double seconds; int64_t calls; } shapes[32];
+static int n_shapes;
+
+static void shape_add(int64_t M, int64_t N, int64_t K, int ta, int tb, double seconds)
+{
+    int i = 0;
+    while (i < n_shapes && !(shapes[i].M == M && shapes[i].N == N && shapes[i].K == K && shapes[i].ta == ta && shapes[i].tb == tb))
+        i++;
+    if (i == 32)
+        return;
+    if (i == n_shapes) {
+        struct shape s = {M, N, K, ta, tb, 0.0, 0};
+        shapes[n_shapes++] = s;
+    }
+    shapes[i].seconds += seconds;
+    shapes[i].calls++;
+}
+
+static enum code t_matmul(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int ta, int tb, float al, float be)
+{
+    double start = host_seconds();
+    enum code done = real->matmul(dev, c, a, b, bias, ta, tb, al, be);
+    double took = host_seconds() - start;
+    spent[P_GEMM] += took;
+    shape_add(c.n[0], c.n[1], a.n[ta ? 0 : 1], ta, tb, took);
+    return done;
+}
 static enum code t_attention_fwd(struct device *dev, struct view o, struct view lse, struct view q, struct view k, struct view v,
                                  const struct attention_args *args, void *scratch)
 { TIMED(P_ATT_FWD, attention_fwd(dev, o, lse, q, k, v, args, scratch)); }
@@ -75,7 +101,7 @@ static struct backend timed_backend(const struct backend *be)
 
 /* ---- the step ------------------------------------------------------------------------------------------------------ */
 
-struct options { int64_t C, L, H, G, D, F, V, B, T, steps, threads; int recompute, untied, json; };
+struct options { int64_t C, L, H, G, D, F, V, B, T, steps, threads; int recompute, untied, json, shapes; };
 
 static const struct cli_flag FLAGS[] = {
     {"--C", CLI_INT, offsetof(struct options, C), "N", "model width (768)"},
@@ -91,6 +117,7 @@ static const struct cli_flag FLAGS[] = {
     {"--threads", CLI_INT, offsetof(struct options, threads), "N", "threads, 0 = all (0)"},
     {"--recompute", CLI_SET, offsetof(struct options, recompute), NULL, "keep only block inputs"},
     {"--untied", CLI_SET, offsetof(struct options, untied), NULL, "an output matrix of its own"},
+    {"--shapes", CLI_SET, offsetof(struct options, shapes), NULL, "the rate of every shape of matrix product"},
     {"--json", CLI_SET, offsetof(struct options, json), NULL, "one JSON line on stdout"},
 };
 
@@ -168,6 +195,11 @@ static void report(const struct options *o, const struct model *m, double second
     for (int i = 0; i < PARTS; i++)
         printf("  %-14s %8.1f ms  %5.1f%%\n", PART_NAMES[i], 1e3 * spent[i] / (double)o->steps, 100.0 * spent[i] / seconds);
     printf("  %-14s %8.1f ms  %5.1f%%\n", "other", 1e3 * (seconds - parts) / (double)o->steps, 100.0 * (seconds - parts) / seconds);
+    for (int i = 0; o->shapes && i < n_shapes; i++) {
+        const struct shape *s = &shapes[i];
+        printf("  gemm %s%s %6lld x %6lld x %6lld  %7.1f ms  %6.1f GFLOP/s\n", s->ta ? "T" : "N", s->tb ? "T" : "N", (long long)s->M, (long long)s->N,
+               (long long)s->K, 1e3 * s->seconds / (double)o->steps, 2e-9 * (double)(s->M * s->N) * (double)(s->K * s->calls) / s->seconds);
+    }
 }
 
 static enum code run(const struct options *o)
@@ -203,6 +235,7 @@ static enum code run(const struct options *o)
         double took = host_seconds() - start;
         if (step == 0) {
             memset(spent, 0, sizeof spent);
+            n_shapes = 0;
             continue;
         }
         seconds += took;
