@@ -1,0 +1,32 @@
+/* config.json: what is read can be written, and reads back to as many parameters. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "checkpoints/checkpoint.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+    struct arch a, b;
+    char *text = NULL;
+    if (arch_from_config_json(&a, (const char *)data, n, "fuzz") != OK)
+        return 0;
+    int64_t groups[4];
+    CHECK(arch_legal_groups(&a, groups, 4) >= 1);
+    for (int64_t l = 0; l < a.stack[STACK_DEC].L; l++)
+        a.stack[STACK_DEC].block[l].G = 1;
+    a.tied = !a.tied;
+    enum code c = arch_to_config_json(&a, DT_BF16, &text);
+    if (c == OK) {
+        CHECK(arch_from_config_json(&b, text, strlen(text), "again") == OK);
+        CHECK(arch_parameters(&a) == arch_parameters(&b) && b.stack[STACK_DEC].block[0].G == 1 && b.dtype == DT_BF16);
+        arch_free(&b);
+    }
+    free(text);
+    free(a.source_config);
+    a.source_config = NULL;
+    if (arch_to_config_json(&a, DT_NONE, &text) == OK)
+        free(text);
+    arch_free(&a);
+    return 0;
+}
