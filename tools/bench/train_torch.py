@@ -7,8 +7,11 @@ only seconds are compared. scaled_dot_product_attention is used when this PyTorc
 import argparse
 import json
 import math
+import os
 import resource
 import time
+
+CPUS = len(os.sched_getaffinity(0))  # before torch starts its pool: a bound pool leaves this thread one CPU
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ for name, value in dict(C=768, L=12, H=12, G=0, D=64, F=2048, V=32000, B=1, T=10
     p.add_argument("--" + name, type=int, default=value)
 o = p.parse_args()
 o.G = o.G or o.H
-torch.set_num_threads(o.threads or len(__import__("os").sched_getaffinity(0)))
+torch.set_num_threads(o.threads or CPUS)
 torch.manual_seed(1)
 
 

@@ -1,0 +1,132 @@
+/* Speed of one decode step of a LLaMA shape against the read bandwidth of this run, measured in turns with the steps.
+ *   bench_decode [--G 12,1] [--depth 128,4096] [--C 768 --L 12 --H 12 --D 64 --F 2048 --V 32000 --B 1 --tokens 24 --threads 0]
+ * Bytes per step by convention (model.h): all weights once, with a tied table as the head, plus the K/V cache up to the depth. Each
+ * figure is the median of the steps, the bandwidth the best of probes before and after. */
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "model/model.h"
+
+struct options { int64_t C, L, H, D, F, V, B, tokens, threads; struct cli_ints G, depth; };
+
+static const struct cli_flag FLAGS[] = {
+    {"--G", CLI_INTS, offsetof(struct options, G), "LIST", "key/value heads (H,1)"},
+    {"--depth", CLI_INTS, offsetof(struct options, depth), "LIST", "cached positions (128,4096)"},
+    {"--C", CLI_INT, offsetof(struct options, C), "N", "model width (768)"},
+    {"--L", CLI_INT, offsetof(struct options, L), "N", "layers (12)"},
+    {"--H", CLI_INT, offsetof(struct options, H), "N", "query heads (12)"},
+    {"--D", CLI_INT, offsetof(struct options, D), "N", "head width (64)"},
+    {"--F", CLI_INT, offsetof(struct options, F), "N", "MLP width (2048)"},
+    {"--V", CLI_INT, offsetof(struct options, V), "N", "vocabulary (32000)"},
+    {"--B", CLI_INT, offsetof(struct options, B), "N", "sequences (1)"},
+    {"--tokens", CLI_INT, offsetof(struct options, tokens), "N", "timed steps (24)"},
+    {"--threads", CLI_INT, offsetof(struct options, threads), "N", "threads, 0 = all (0)"},
+};
+
+static enum code bench_arch(struct arch *a, const struct options *o, int64_t G, int64_t positions)
+{
+    TRY(arch_init(a, o->L));
+    snprintf(a->family, sizeof a->family, "llama");
+    a->C = o->C;
+    a->V = o->V;
+    a->max_positions = positions;
+    a->norm_eps = 1e-5;
+    a->pos = POS_ROPE;
+    a->rope.dims = o->D;
+    a->rope.theta = 10000.0;
+    a->mlp = MLP_SWIGLU;
+    a->attn_scale = 0.125;
+    a->tied = 1;
+    for (int64_t l = 0; l < o->L; l++) {
+        struct arch_block *b = &a->stack[STACK_DEC].block[l];
+        b->H = o->H;
+        b->G = G;
+        b->D = b->Dv = o->D;
+        b->F = o->F;
+    }
+    return arch_check(a, "bench_decode");
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static enum code measure(const struct options *o, const struct backend *be, struct device *dev, int64_t G, int64_t depth, enum dtype type)
+{
+    struct arch arch;
+    struct model *m;
+    struct model_options options = {.dtype = type, .cache_B = o->B, .cache_S = depth + o->tokens + 4, .cache_dtype = type};
+    float *logits = malloc((size_t)(o->B * o->V) * sizeof *logits);
+    double *took = malloc((size_t)o->tokens * sizeof *took);
+    int32_t *ids = calloc((size_t)o->B, sizeof *ids);
+    CHECK(logits && took && ids);
+    TRY(bench_arch(&arch, o, G, options.cache_S));
+    TRY(model_open(&m, &arch, be, dev, &options));
+    TRY(model_init(m, 0.02, 1));
+    double bandwidth = be->probe_bandwidth(dev);
+    model_cache_set_length(m, depth);
+    for (int64_t i = -2; i < o->tokens; i++) {
+        double start = host_seconds();
+        TRY(model_decode(m, ids, o->B, 1, logits));
+        if (i >= 0)
+            took[i] = host_seconds() - start;
+    }
+    double again = be->probe_bandwidth(dev);
+    bandwidth = again > bandwidth ? again : bandwidth;
+    qsort(took, (size_t)o->tokens, sizeof *took, compare);
+    double median = took[o->tokens / 2], best = took[0], bytes = model_decode_bytes(&arch, o->B, depth + o->tokens / 2, type, type);
+    printf("%4s  G %3lld  depth %5lld  %7.2f ms  %7.1f tokens/s  %6.1f MB  %5.1f GB/s = %5.1f%% of %.1f (best step %.1f%%)\n", dtype_name(type),
+           (long long)G, (long long)depth, 1e3 * median, (double)o->B / median, bytes * 1e-6, bytes / median * 1e-9, 100.0 * bytes / median / bandwidth,
+           bandwidth * 1e-9, 100.0 * bytes / best / bandwidth);
+    model_close(m);
+    arch_free(&arch);
+    free(logits);
+    free(took);
+    free(ids);
+    return OK;
+}
+
+static enum code run(const struct options *o)
+{
+    const struct backend *be;
+    struct device *dev;
+    struct device_options device = {.threads = (int)o->threads};
+    static const enum dtype TYPES[] = {DT_F32, DT_BF16};
+    TRY(backend_find("cpu", &be));
+    TRY(be->device_open(&dev, &device));
+    printf("%s, B %lld\n", be->device_name(dev), (long long)o->B);
+    for (int t = 0; t < 2; t++)
+        for (int d = 0; d < o->depth.n; d++)
+            for (int g = 0; g < o->G.n; g++)
+                TRY(measure(o, be, dev, o->G.v[g], o->depth.v[d], TYPES[t]));
+    be->device_close(dev);
+    return OK;
+}
+
+int main(int argc, char **argv)
+{
+    kernels_boot(argc, argv);
+    struct options o = {.C = 768, .L = 12, .H = 12, .D = 64, .F = 2048, .V = 32000, .B = 1, .tokens = 24};
+    struct cli cli = {"bench_decode", "[flags]", "Speed of decode steps of a LLaMA shape.", FLAGS, sizeof FLAGS / sizeof *FLAGS, 0, 0};
+    struct cli_words words;
+    int shown = 0;
+    enum code c = cli_parse(&cli, argc, argv, &o, &words, &shown);
+    if (c == OK && !shown) {
+        host_threads_set((int)o.threads);
+        if (!o.G.n) {
+            o.G.n = 2;
+            o.G.v[0] = o.H;
+            o.G.v[1] = 1;
+        }
+        if (!o.depth.n) {
+            o.depth.n = 2;
+            o.depth.v[0] = 128;
+            o.depth.v[1] = 4096;
+        }
+        c = run(&o);
+    }
+    return fail_exit("bench_decode", c);
+}
