@@ -131,7 +131,14 @@ $(OUT)/gqa-$(1): $(patsubst %.c,$(OUT)/obj/%.o,$(call program_src,$(1))) $(LIB)
 endef
 $(foreach p,$(PROGRAM_NAMES),$(eval $(call program_rule,$(p))))
 
-$(OUT)/tests/%: $(OUT)/obj/tests/%.o $(HELPER_OBJ) $(LIB)
+# An archive: a test links only the fixtures and references it uses.
+$(OUT)/libtests.a: $(HELPER_OBJ)
+	@mkdir -p $(@D)
+	@rm -f $@
+	$(call say,AR $@)
+	$(Q)$(AR) rcs $@ $^
+
+$(OUT)/tests/%: $(OUT)/obj/tests/%.o $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka

@@ -1,6 +1,6 @@
 /* gqa-eval decode: what a user of the model feels: prefill and decode tokens/s by batch and context, against the bytes a step
  * must read and the bandwidth of this machine measured in the same run. Decode at depth starts from a cache that is declared
- * full (its contents do not matter to the time); prefill is measured on real tokens of one sequence. */
+ * full (its contents do not matter to the time); prefill is measured on real tokens. */
 #include "eval.h"
 
 #include <math.h>
@@ -28,31 +28,31 @@ static const struct cli_flag flags[] = {
 };
 static const struct cli cli = {
     "gqa-eval decode", "CKPT [flags]",
-    "Every batch with every context. Prefill is timed on one sequence of min(context, 512) tokens. `share` is the bytes a decode\n"
+    "Every batch with every context. Prefill is timed on at most 512 tokens of each sequence. `share` is the bytes a decode\n"
     "step must read (weights once, K/V cache of every sequence) over its time, relative to the read bandwidth measured beside it.",
     flags, (int)(sizeof flags / sizeof flags[0]), 1, 1,
 };
 
 struct row { int64_t batch, context; double prefill, ms, sd, bytes, bandwidth; };
 
-static enum code time_prefill(struct session *s, int64_t T, double *tokens_per_second)
+static enum code time_prefill(struct session *s, int64_t B, int64_t T, double *tokens_per_second)
 {
-    int32_t *ids = malloc((size_t)T * sizeof *ids);
+    int32_t *ids = malloc((size_t)(B * T) * sizeof *ids);
     if (!ids)
-        return fail(ERR_MEMORY, "out of memory for %lld tokens", (long long)T);
-    for (int64_t i = 0; i < T; i++)
+        return fail(ERR_MEMORY, "out of memory for %lld tokens", (long long)(B * T));
+    for (int64_t i = 0; i < B * T; i++)
         ids[i] = (int32_t)(random_philox(1, STREAM_TEST, 0, (uint64_t)i).v[0] % (uint32_t)ckpt_arch(s->checkpoint)->V);
     enum code c = OK;
     double best = INFINITY;
     for (int rep = 0; c == OK && rep < 3; rep++) {
         model_cache_reset(s->model);
         double t = host_seconds();
-        c = model_prefill(s->model, ids, 1, T, NULL);
+        c = model_prefill(s->model, ids, B, T, NULL);
         t = host_seconds() - t;
         best = t < best ? t : best;
     }
     free(ids);
-    *tokens_per_second = (double)T / best;
+    *tokens_per_second = (double)(B * T) / best;
     return c;
 }
 
@@ -81,17 +81,25 @@ static enum code time_decode(struct session *s, const struct options *o, struct 
     return OK;
 }
 
+/* Enough for the matrix products to be large, not so many that a long batch waits minutes. */
+static int64_t prefill_tokens(int64_t batch, int64_t context)
+{
+    int64_t T = 1024 / batch < 64 ? 64 : 1024 / batch;
+    T = T < 512 ? T : 512;
+    return context < T ? (context > 0 ? context : 1) : T;
+}
+
 static enum code measure(struct session *s, struct session_options *so, const struct options *o, enum dtype cache, struct row *r)
 {
-    int64_t T = r->context < 512 ? (r->context > 0 ? r->context : 1) : 512;
-    struct model_options shape = { .B = 1, .T = T, .cache_B = r->batch, .cache_S = r->context + o->new_tokens + 1, .cache_dtype = cache };
+    int64_t T = prefill_tokens(r->batch, r->context);
+    struct model_options shape = { .B = r->batch, .T = T, .cache_B = r->batch, .cache_S = r->context + o->new_tokens + 1, .cache_dtype = cache };
     if (shape.cache_S < T + 1)
         shape.cache_S = T + 1;
     const struct arch *a = ckpt_arch(s->checkpoint);
     float *logits = malloc((size_t)(r->batch * a->V) * sizeof *logits);
     enum code c = logits ? session_model(s, so, shape) : fail(ERR_MEMORY, "out of memory for logits");
     if (c == OK)
-        c = time_prefill(s, T, &r->prefill);
+        c = time_prefill(s, r->batch, T, &r->prefill);
     if (c == OK)
         c = time_decode(s, o, r, logits);
     r->bytes = model_decode_bytes(a, r->batch, r->context + o->new_tokens / 2, so->dtype, cache);

@@ -1,7 +1,7 @@
 /* gqa-eval as its users run it, on a tiny checkpoint: the commands agree with each other and with themselves, and refuse what is
  * wrong. The arithmetic itself is tested with the model. */
 #include "harness.h"
-#include "tiny_checkpoint.h"
+#include "small_checkpoint.h"
 
 #include <math.h>
 
@@ -41,11 +41,11 @@ static double number(const json_t *j, const char *key)
 static char *byte_model(const char *name, int64_t G)
 {
     struct arch a;
-    tiny_arch(&a, 6, G, DT_F32);
+    small_arch(&a, 6, G, DT_F32);
     a.V = a.original_vocab = 256;
     a.bos = a.eos = -1;
     char *path = temp_path(name);
-    tiny_write(path, &a, 3, 1, NULL);
+    small_write(path, &a, 3, 1, NULL);
     arch_free(&a);
     return path;
 }
@@ -124,11 +124,11 @@ static void grouped_equals_repeated_heads(void **state)
 {
     (void)state;
     struct arch a;
-    tiny_arch(&a, 6, 6, DT_F32);
+    small_arch(&a, 6, 6, DT_F32);
     a.V = a.original_vocab = 256;
     a.bos = a.eos = -1;
     char *full = temp_path("e-full"), *grouped = temp_path("e-grouped"), *text = text_file();
-    tiny_write(full, &a, 3, 3, NULL);
+    small_write(full, &a, 3, 3, NULL);
     arch_free(&a);
     struct child c = run("gqa-convert", (const char *const[]){ full, grouped, "--kv-heads", "2", NULL });
     assert_int_equal(c.status, 0);
@@ -181,7 +181,7 @@ static void refusals(void **state)
     char *model = byte_model("r-model", 6), *text = text_file();
     temp_write("bad.jsonl", "{\"ids\": [1, 2]}\n{\"ids\": [1, 999]}\n", 34);
     char *bad = temp_path("bad.jsonl");
-    const struct { const char *v[8]; int status; const char *part; } cases[] = {
+    const struct { const char *v[10]; int status; const char *part; } cases[] = {
         { { "perplexity" }, 2, "--help" },
         { { "perplexity", model }, 2, "--data" },
         { { "perplexity", model, "--data", text, "--context", "10", "--stride", "11" }, 2, "stride" },

@@ -1,9 +1,9 @@
 #include "harness.h"
-#include "tiny_checkpoint.h"
+#include "small_checkpoint.h"
 
 #include <math.h>
 
-void tiny_arch(struct arch *a, int64_t H, int64_t G, enum dtype dtype)
+void small_arch(struct arch *a, int64_t H, int64_t G, enum dtype dtype)
 {
     memset(a, 0, sizeof *a);
     assert_ok(arch_init(a, 2));
@@ -31,7 +31,7 @@ void tiny_arch(struct arch *a, int64_t H, int64_t G, enum dtype dtype)
     }
 }
 
-void tiny_write(const char *path, const struct arch *a, uint64_t seed, int64_t repeat, tiny_edit_fn *edit)
+void small_write(const char *path, const struct arch *a, uint64_t seed, int64_t repeat, small_edit_fn *edit)
 {
     struct ckpt_target target = { .path = path, .arch = a, .dtype = a->dtype, .force = 1 };
     struct ckpt_writer *w = NULL;
@@ -52,7 +52,7 @@ void tiny_write(const char *path, const struct arch *a, uint64_t seed, int64_t r
     assert_ok(ckpt_commit(w));
 }
 
-float *tiny_read(struct checkpoint *ck, const char *name)
+float *small_read(struct checkpoint *ck, const char *name)
 {
     const struct ckpt_tensor *t = ckpt_find(ck, name);
     assert_non_null(t);
