@@ -47,7 +47,7 @@ static enum code blocks_backward(struct model *m)
 {
     const struct arch_stack *stack = &m->arch.stack[STACK_DEC];
     for (int64_t l = stack->L - 1; l >= 0; l--) {
-        if (m->options.recompute)
+        if (m->options.recompute && l < stack->L - 1) /* what the last block left is still there */
             TRY(block_forward(&m->env, &stack->block[l], &m->value.block[l], &m->keep[l], NULL, view_none(), 1));
         TRY(block_backward(&m->env, &stack->block[l], &m->value.block[l], &m->grad.block[l], &m->keep[l]));
         announce(m, l);
