@@ -6,7 +6,7 @@
 #include <string.h>
 
 /* More layers than any model has; bounds what a lying config can make us allocate (L * sizeof(struct arch_block)). */
-enum { LAYERS_MAX = 1 << 14 };
+enum { LAYERS_MAX = 1 << 12 };
 #define DIM_MAX ((int64_t)INT32_MAX)
 
 enum code arch_init(struct arch *a, int64_t L)

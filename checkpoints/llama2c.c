@@ -86,20 +86,22 @@ static enum code layout_walk(struct llama2c_layout *layout, const struct arch *a
     struct tensor_spec *specs;
     int n;
     TRY(arch_tensors(a, &specs, &n));
+    int64_t slot_bytes[T_SLOTS] = {0};
+    for (int i = 0; i < n; i++) /* arch_check has bounded the sum */
+        slot_bytes[specs[i].slot] += specs[i].n[0] * specs[i].n[1] * 4;
+    free(specs);
     int64_t at = layout->version ? LLAMA2C_HEAD : 7 * 4;
     int good = 1;
     for (int g = 0; g < groups && good; g++) {
         int64_t size = 0;
-        if (order[g] == T_SLOTS)
+        if (order[g] == T_SLOTS) {
             good = checked_mul(a->max_positions, a->rope.dims, &size) && checked_mul(size, 4, &size); /* two tables of [T, D/2] */
-        else
+        } else {
             layout->offset[order[g]] = at;
-        for (int i = 0; i < n && good; i++) /* arch_check has bounded the sum */
-            if (specs[i].slot == order[g])
-                size += specs[i].n[0] * specs[i].n[1] * 4;
+            size = slot_bytes[order[g]];
+        }
         good = good && checked_add(at, size, &at);
     }
-    free(specs);
     layout->bytes = at;
     return good ? OK : fail(ERR_INPUT, "%s: not a llama2.c model: its sizes overflow", where);
 }
