@@ -10,7 +10,7 @@
 static void test_resume_is_bit_equal_from_every_step(void **state)
 {
     (void)state;
-    runs_train("whole", ARGS("gradient_accumulation_steps=3", "save_steps=1", "save_total_limit=50"));
+    runs_train("whole", ARGS("gradient_accumulation_steps=3", "max_steps=20", "save_steps=1", "save_total_limit=50"));
     char want[65];
     snprintf(want, sizeof want, "%s", runs_weights("whole"));
     json_t *lines = runs_log("whole");
@@ -19,13 +19,13 @@ static void test_resume_is_bit_equal_from_every_step(void **state)
         clipped += runs_number(json_array_get(lines, i), "grad_norm") > 0.5;
     assert_true(clipped > 0);
     json_decref(lines);
-    for (int k = 1; k <= 12; k++) {
+    for (int k = 1; k <= 20; k++) {
         char out[32], step[64], from[700];
         snprintf(out, sizeof out, "from%d", k);
         snprintf(step, sizeof step, "whole/step-%08d", k);
         char *path = temp_path(step);
         snprintf(from, sizeof from, "resume=%s", path);
-        runs_train(out, ARGS("gradient_accumulation_steps=3", from));
+        runs_train(out, ARGS("gradient_accumulation_steps=3", "max_steps=20", from));
         assert_string_equal(runs_weights(out), want);
         free(path);
     }

@@ -114,15 +114,28 @@ static enum code run_child(const struct command *c)
     return fail(code >= ERR_INTERNAL && code <= ERR_LOCKED ? (enum code)code : ERR_INTERNAL, "gqa: gqa-convert ended with exit code %d; its message stands above", code);
 }
 
-static int complete(const char *dir, const char *record, const char *hex)
+/* 1 when the record exists and holds this hash. */
+static int recorded(const char *record, const char *hex)
 {
     json_t *j = NULL;
-    if (!io_is_dir(dir) || !io_exists(record) || json_read_file(record, 1 << 20, &j) != OK)
+    if (!io_exists(record) || json_read_file(record, 1 << 20, &j) != OK)
         return 0;
     const char *then = json_string_value(json_object_get(j, "inputs"));
     int same = then && !strcmp(then, hex);
     json_decref(j);
     return same;
+}
+
+static enum code holds_steps(const char *dir, int *found)
+{
+    char **names;
+    int n;
+    TRY(io_list(dir, &names, &n));
+    *found = 0;
+    for (int i = 0; i < n; i++)
+        *found |= !strncmp(names[i], "step-", 5);
+    io_names_free(names, n);
+    return OK;
 }
 
 static enum code convert(struct run *r, const char *program, const char *record)
@@ -131,10 +144,16 @@ static enum code convert(struct run *r, const char *program, const char *record)
     char hex[65];
     make_command(&cmd, &r->options, program, r->converted);
     TRY(inputs_hash(&cmd, &r->options, hex));
-    if (complete(r->converted, record, hex)) {
+    int same = recorded(record, hex);
+    if (same && io_is_dir(r->converted)) {
         log_info("gqa: %s is already converted", r->converted);
         return OK;
     }
+    int steps;
+    TRY(holds_steps(r->options.output_dir, &steps));
+    if (steps && !same && io_exists(record))
+        return fail(ERR_USAGE, "%s: %s already holds checkpoints of a model converted otherwise (gqa, seed or model.path has changed); restore the "
+                    "config, or choose another output_dir", r->options.file, r->options.output_dir);
     if (unlink(record) != 0 && errno != ENOENT)
         return fail_errno(record, "removing");
     log_info("gqa: converting %s to %lld K/V heads (%s)", r->options.model_path, (long long)r->options.gqa.kv_heads, r->options.gqa.method);
