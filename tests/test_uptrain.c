@@ -167,11 +167,60 @@ static void test_plan_and_refusals(void **state)
     free(program);
 }
 
+/* gqa: converts first, once; the second start finds it done; another group count would orphan the checkpoints. */
+static void test_convert_first(void **state)
+{
+    (void)state;
+    char text[3000], source[700], *yaml = temp_path("gqa.yaml"), *program = program_path("gqa-uptrain"), *convert = program_path("gqa-convert");
+    if (!io_exists(convert)) {
+        print_message("skipped: gqa-convert is not built\n");
+        skip();
+    }
+    runs_train("mha", ARGS("max_steps=3", "model.arch.num_key_value_heads=6"));
+    snprintf(source, sizeof source, "%s/mha/final", temp_dir());
+    int n = snprintf(text, sizeof text,
+                     "model: {path: %s, dtype: bf16}\ngqa: {num_key_value_heads: 3}\ndata: {train: [%s/train.txt], validation: [%s/val.txt], "
+                     "tokenizer: bytes}\nsequence_len: 33\nmax_steps: 3\nsave_steps: 1\noutput_dir: %s/gqa\n",
+                     source, temp_dir(), temp_dir(), temp_dir());
+    temp_write("gqa.yaml", text, (size_t)n);
+    struct child c = child_run(ARGS(program, yaml), NULL);
+    assert_non_null(strstr(c.err, "converting"));
+    runs_expect(&c, 0, NULL);
+    char *final = runs_path("gqa", "final");
+    struct checkpoint *ck;
+    assert_ok(ckpt_open(&ck, final, NULL));
+    assert_int_equal(ckpt_arch(ck)->stack[STACK_DEC].block[0].G, 3);
+    assert_int_equal(ckpt_at(ck, 0)->dtype, DT_BF16);
+    ckpt_close(ck);
+    int checked;
+    assert_ok(ckpt_verify(final, &checked));
+    free(final);
+    c = child_run(ARGS(program, yaml), NULL);
+    runs_expect(&c, 0, "already converted");
+    c = child_run(ARGS(program, yaml, "gqa.num_key_value_heads=2"), NULL);
+    runs_expect(&c, 2, "converted otherwise");
+    c = child_run(ARGS(program, yaml, "gqa.num_key_value_heads=4", "output_dir=/nonexistent-for-a-plan/x", "--plan"), NULL);
+    runs_expect(&c, 2, "use a divisor");
+    free(yaml);
+    free(program);
+    free(convert);
+}
+
+static void test_plan_says_what_does_not_fit(void **state)
+{
+    (void)state;
+    struct child c = runs_start("huge", ARGS("--plan", "model.arch.hidden_size=16384", "model.arch.num_attention_heads=128", "model.arch.head_dim=128",
+                                             "model.arch.num_key_value_heads=128", "model.arch.num_hidden_layers=120",
+                                             "model.arch.intermediate_size=65536"), NULL);
+    assert_non_null(strstr(c.out, "parameters"));
+    runs_expect(&c, 6, "micro_batch_size");
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss_falls_and_files_are_there), cmocka_unit_test(test_accumulation_does_not_change_the_result),
         cmocka_unit_test(test_rerun_is_bit_equal), cmocka_unit_test(test_fraction_zero_copies), cmocka_unit_test(test_freeze),
-        cmocka_unit_test(test_plan_and_refusals)};
+        cmocka_unit_test(test_plan_and_refusals), cmocka_unit_test(test_convert_first), cmocka_unit_test(test_plan_says_what_does_not_fit)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

@@ -57,6 +57,9 @@ static void test_resume_refuses_what_changed(void **state)
     c = runs_start("base", ARGS("max_steps=4", "resume=/nonexistent/x"), NULL);
     assert_int_not_equal(c.status, 0);
     child_free(&c);
+    c = runs_start("base", ARGS("max_steps=4", "threads=2"), ARGS("GQAKIT_ISA=plain"));
+    assert_non_null(strstr(c.err, "threads were 1, now 2"));
+    runs_expect(&c, 0, host_isa() == ISA_PLAIN ? "" : "instruction set was");
     /* A larger budget goes on, said aloud; a finished run is only written again. */
     char first[65];
     snprintf(first, sizeof first, "%s", runs_weights("base"));
