@@ -75,7 +75,8 @@ struct decode_job {
 
 struct loops {
     const char *name;
-    void (*gemv)(const struct gemv_job *job, int64_t n0, int64_t n1);
+    /* pack: M * (K rounded up to 16) floats of this thread's */
+    void (*gemv)(const struct gemv_job *job, float *pack, int64_t n0, int64_t n1);
     void (*norm_fwd)(const struct norm_job *job, int64_t lo, int64_t hi);
     /* dw, db: this range's own sums [C], accumulated; NULL: not wanted */
     void (*norm_bwd)(const struct norm_bwd_job *job, float *dw, float *db, int64_t lo, int64_t hi);

@@ -32,7 +32,7 @@ static void matmul_few(const struct device *dev, struct view c, struct view a, s
 #pragma omp parallel num_threads(team)
     {
         struct range r = cpu_range(N, 4, omp_get_num_threads(), omp_get_thread_num());
-        dev->loops->gemv(&job, r.lo, r.hi);
+        dev->loops->gemv(&job, cpu_tile(dev, omp_get_thread_num()), r.lo, r.hi);
     }
 }
 
@@ -69,7 +69,7 @@ enum code cpu_matmul(struct device *dev, struct view c, struct view a, struct vi
                     (long long)CPU_SHARED_BYTES / 4);
     if (M == 0 || N == 0)
         return OK;
-    if (trans_b && !trans_a && M <= GEMV_ROWS_MAX) {
+    if (trans_b && !trans_a && M <= GEMV_ROWS_MAX && M * (K + 16) * 4 <= (int64_t)CPU_TILE_BYTES) {
         matmul_few(dev, c, a, b, bias, alpha, beta);
         return OK;
     }
