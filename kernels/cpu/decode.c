@@ -133,14 +133,14 @@ static void run_item(const struct device *dev, const struct problem *p, int64_t 
     const struct kv_layer *cache = p->cache;
     const int64_t split = item % p->splits, g = item / p->splits % cache->G, b = item / p->splits / cache->G;
     const int64_t rows = p->Tq * p->R, D = cache->D, Dv = round_up(D, 16), len = p->lens[b];
-    float *q = tile, *scores = q + rows * DECODE_D_MAX;
+    float *q = tile, *scores = q + rows * DECODE_Q_STRIDE;
     struct partial out = partial_of(p, item);
     for (int64_t r = 0; r < rows; r++) {
         const float *from = row_of(p->q, b, r / p->R, g * p->R + r % p->R);
         for (int64_t d = 0; d < D; d++)
-            q[r * DECODE_D_MAX + d] = from[d] * p->scale;
-        if (D % 2 == 1 && D < DECODE_D_MAX)
-            q[r * DECODE_D_MAX + D] = 0;
+            q[r * DECODE_Q_STRIDE + d] = from[d] * p->scale;
+        if (D % 2 == 1)
+            q[r * DECODE_Q_STRIDE + D] = 0;
         out.max[r] = -INFINITY;
         out.sum[r] = 0;
     }

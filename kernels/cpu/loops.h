@@ -59,6 +59,8 @@ struct adamw_job {
  * so one pass over the cache is one linear read. */
 #define DECODE_TILE 64
 #define DECODE_D_MAX 256
+#define DECODE_Q_STRIDE 272 /* floats between packed query rows, and between rows of scores: no power of two, so that rows */
+#define DECODE_P_STRIDE 80  /* do not all fall into the same few sets of the first-level cache */
 #define DECODE_ROWS_MAX 768 /* query rows (Tq * R) of one group */
 struct decode_job {
     const void *tiles; /* of one (b, g) */
@@ -66,10 +68,10 @@ struct decode_job {
     int64_t D, Dk, Dv;
     int64_t rows;            /* query rows r = j * R + h */
     int64_t R, len, window_left; /* row r sees positions (max(0, len + r/R - window_left)) .. len + r/R */
-    const float *q;          /* [rows][DECODE_D_MAX], times the softmax scale, zero from D to Dk */
+    const float *q;          /* [rows][DECODE_Q_STRIDE], times the softmax scale, zero from D to Dk */
     float *o;                /* [rows][Dv]: sum of p V, not yet divided */
     float *max, *sum;        /* [rows] */
-    float *scores;           /* [DECODE_RB_MAX][DECODE_TILE] */
+    float *scores;           /* [DECODE_RB_MAX][DECODE_P_STRIDE] */
 };
 #define DECODE_RB_MAX 12 /* query rows that share one pass over a tile's registers */
 
