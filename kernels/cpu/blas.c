@@ -2,6 +2,7 @@
  * by CPU family; a family newer than the library falls back to AVX2 kernels at half the speed. The environment is the only
  * way to tell it otherwise, and its constructor reads it before ours could write it: hence the second exec. */
 #include "cpu.h"
+#include "gemm.h"
 
 #include <cblas.h>
 #include <omp.h>
@@ -9,6 +10,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#define OURS_FROM 1e6 /* multiply-adds from which our GEMM is used: below, packing and waking the team are not worth it */
 #define BOOTED "GQAKIT_BOOTED" /* guards against executing for ever */
 
 static enum isa core_isa(const char *core)
@@ -48,6 +50,13 @@ void kernels_boot(int argc, char **argv)
 void cpu_sgemm(const struct device *dev, int trans_a, int trans_b, int64_t M, int64_t N, int64_t K, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc)
 {
+#ifndef GQAKIT_NO_SIMD
+    if (dev->gemm != NULL && K > 0 && (double)M * (double)N * (double)K >= OURS_FROM) {
+        const struct gemm_job job = {c, a, b, M, N, K, lda, ldb, ldc, trans_a, trans_b, dev->threads, alpha, beta, (float *)(void *)dev->gemm};
+        cpu_gemm_avx512(&job);
+        return;
+    }
+#endif
     int before = omp_get_max_threads(); /* OpenBLAS follows it at every call */
     if (before != dev->threads)
         omp_set_num_threads(dev->threads);

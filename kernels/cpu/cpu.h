@@ -15,8 +15,8 @@ struct device {
     int threads;
     enum isa isa;
     const struct loops *loops;
-    struct arena work; /* threads tiles, then the shared part */
-    char *tiles, *shared;
+    struct arena work; /* threads tiles, then the shared part, then packed operands of our GEMM (AVX-512 only) */
+    char *tiles, *shared, *gemm;
     char name[64];
 };
 
@@ -40,7 +40,7 @@ static inline struct range cpu_range(int64_t n, int64_t align, int parts, int i)
  * refused unless `optional`. */
 enum code cpu_check(const char *op, const char *name, struct view x, enum dtype dtype, int nd, int64_t n0, int64_t n1, int optional) MUST_USE;
 
-/* Plain GEMM by the BLAS on this device's team: c [M,N] = alpha op(a) op(b) + beta c, row-major f32. */
+/* Plain GEMM on this device's team, ours with AVX-512, else the BLAS: c [M,N] = alpha op(a) op(b) + beta c, row-major f32. */
 void cpu_sgemm(const struct device *dev, int trans_a, int trans_b, int64_t M, int64_t N, int64_t K, float alpha, const float *a, int64_t lda,
                const float *b, int64_t ldb, float beta, float *c, int64_t ldc);
 

@@ -1,5 +1,6 @@
 /* The CPU as a device: its team, instruction set and workspaces; memory, copies and checks. */
 #include "cpu.h"
+#include "gemm.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -26,14 +27,18 @@ enum code cpu_device_open(struct device **dev, const struct device_options *opti
     d->threads = threads;
     d->isa = host_isa();
     d->loops = cpu_loops(d->isa);
-    size_t tiles = (size_t)threads * CPU_TILE_BYTES;
-    enum code code = arena_reserve(&d->work, "the CPU's workspace", tiles + CPU_SHARED_BYTES + 1024);
+    size_t tiles = (size_t)threads * CPU_TILE_BYTES, gemm = 0;
+#ifndef GQAKIT_NO_SIMD
+    gemm = d->isa == ISA_AVX512 ? cpu_gemm_avx512_bytes(threads) : 0;
+#endif
+    enum code code = arena_reserve(&d->work, "the CPU's workspace", tiles + CPU_SHARED_BYTES + gemm + 1024);
     if (code != OK) {
         free(d);
         return code;
     }
     d->tiles = arena_carve(&d->work, tiles);
     d->shared = arena_carve(&d->work, CPU_SHARED_BYTES);
+    d->gemm = gemm ? arena_carve(&d->work, gemm) : NULL;
     snprintf(d->name, sizeof d->name, "cpu %s, %d thread%s", d->loops->name, threads, threads == 1 ? "" : "s");
     *dev = d;
     return OK;
