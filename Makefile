@@ -212,7 +212,7 @@ install: all ## programs into PREFIX/bin, library and headers into PREFIX/lib an
 	  install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/gqakit/$$h || exit 1; done
 
 COVERED := base checkpoints convert model kernels/cpu
-coverage: ## line coverage of $(COVERED), from a COV=1 run of the tests (needs gcovr)
+coverage: ## line coverage of base, checkpoints, convert, model and kernels/cpu, from a COV=1 run of the tests (needs gcovr)
 	@find build/cov -name '*.gcda' -delete 2>/dev/null || true
 	-@$(MAKE) --no-print-directory COV=1 test
 	@gcovr -r . --object-directory build/cov $(foreach d,$(COVERED),-f '$(d)/[^/]*\.c$$') --exclude-unreachable-branches \
