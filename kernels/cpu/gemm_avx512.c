@@ -21,7 +21,7 @@ size_t cpu_gemm_avx512_bytes(int threads)
 
 /* ---- packing -------------------------------------------------------------------------------------------------------- */
 
-static inline __mmask16 low_lanes(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (__mmask16)((1u << n) - 1u); }
+static inline __mmask16 low_lanes(int64_t n) { return (__mmask16)(n >= 16 ? 0xffffu : n <= 0 ? 0u : (1u << n) - 1u); }
 
 /* dst[k * width + j] = src[j * ld + k] for j, k < 16; a line beyond `rows` is zero, only set bits of `columns` exist, of each
  * result the low `keep` lanes are stored. */
