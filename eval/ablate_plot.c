@@ -68,7 +68,7 @@ static int quality_time(const struct ablation *a, FILE *f)
     for (int k = 0; k < n; k++)
         fprintf(f, "%s$d%d using 1:2 with points pt 7 ps 1 lc rgb '%s' title 'alpha %g', $d%d using 1:2:3 with labels offset 0,0.9 tc rgb '%s' font ',11' notitle", k ? ", " : "", k,
                 COLOUR(k), alpha[k], k, COLOUR(k));
-    fprintf(f, "\n");
+    fprintf(f, ", %g with lines dt 2 lc rgb '#888888' title 'original'\n", a->cells[a->baseline].loss_final);
     return n > 0;
 }
 
@@ -134,8 +134,9 @@ static int loss_share(const struct ablation *a, FILE *f)
     }
     fprintf(f, "plot ");
     for (int k = 0; k < n; k++)
-        fprintf(f, "%s$d%d using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '%s' title '%lld heads%s'", k ? ", " : "", k, COLOUR(k), (long long)G[k], G[k] == a->H ? " (original)" : "");
-    fprintf(f, "\n");
+        fprintf(f, "%s$d%d using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '%s' title '%lld head%s%s'", k ? ", " : "", k, COLOUR(k), (long long)G[k], G[k] == 1 ? "" : "s",
+                G[k] == a->H ? " (control)" : "");
+    fprintf(f, ", %g with lines dt 2 lc rgb '#888888' title 'original'\n", a->cells[a->baseline].loss_final);
     return 1;
 }
 
@@ -155,7 +156,8 @@ static int curves(const struct ablation *a, FILE *f)
     }
     for (int i = 0; i < a->n_cells; i++)
         if (json_array_size(a->cells[i].curve) >= 2) {
-            fprintf(f, "%s$c%d using 1:2 with lines lw 1.5 lc rgb '%s' title '%lld heads, %s, %g'", n ? ", " : "plot ", i, COLOUR(n), (long long)a->cells[i].G, a->cells[i].method,
+            fprintf(f, "%s$c%d using 1:2 with lines lw 1.5 lc rgb '%s' title '%lld head%s, %s, %g'", n ? ", " : "plot ", i, COLOUR(n), (long long)a->cells[i].G,
+                    a->cells[i].G == 1 ? "" : "s", a->cells[i].method,
                     a->cells[i].alpha);
             n++;
         }
