@@ -7,6 +7,7 @@
 
 #include "arch.h"
 #include "base/base.h"
+#include "card.h"
 #include "provenance.h"
 
 #ifdef __cplusplus

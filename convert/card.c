@@ -13,15 +13,18 @@ static const char *base_name(const char *path)
 
 char *card_text(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
 {
-    char *text = NULL, groups[256];
+    char *text = NULL, *inherited = card_inherited(source), groups[256];
     size_t n = 0;
-    FILE *f = open_memstream(&text, &n);
-    if (!f)
+    FILE *f = inherited ? open_memstream(&text, &n) : NULL;
+    if (!f) {
+        free(inherited);
         return NULL;
+    }
     plan_groups_text(plan, groups, sizeof groups);
     const char *method = method_name((enum method)o->method);
-    fprintf(f, "---\nlibrary_name: transformers\npipeline_tag: text-generation\nbase_model: %s\nbase_model_relation: finetune\ntags:\n",
-            base_name(ckpt_path(source)));
+    fprintf(f, "---\n%slibrary_name: transformers\npipeline_tag: text-generation\nbase_model: %s\nbase_model_relation: finetune\ntags:\n",
+            inherited, base_name(ckpt_path(source)));
+    free(inherited);
     fprintf(f, plan->merges ? "- gqa\n- gqakit\n- %s-pool\n---\n\n" : "- gqakit\n---\n\n", method);
     fprintf(f, "# %s\n\n", base_name(o->target));
     if (plan->merges)

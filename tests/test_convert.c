@@ -326,6 +326,62 @@ static void verify_sees_a_flipped_byte(void **state)
     free(dst);
 }
 
+static void card_is(const char *front, const char *want)
+{
+    char *got = card_front_lines(front, strlen(front));
+    assert_non_null(got);
+    assert_string_equal(got, want);
+    free(got);
+}
+
+/* The front matter of a model card is other people's text: whole members, nothing else, nothing when it is not closed. */
+static void card_lines(void **state)
+{
+    (void)state;
+    card_is("---\nlicense: mit\n---\n", "license: mit\n");
+    card_is("\xEF\xBB\xBF---\r\nlanguage:\r\n- en\r\n- de\r\ntags:\r\n- x\r\nlicense: other\r\nlicense_name: a\r\n---\r\nlicense: no\r\n",
+            "language:\n- en\n- de\nlicense: other\nlicense_name: a\n");
+    card_is("---\nlicense:\n    apache-2.0\nlicense: mit\nlicense_link: LICENSE\nlicensed: 1\n---", "license:\n    apache-2.0\nlicense_link: LICENSE\n");
+    card_is("---\ntags:\n- language: en\n  license: mit\n---\n", "");
+    card_is("---\nlicense: mit\n", "");
+    card_is("license: mit\n---\n", "");
+    card_is("---\nlicense: m\001t\n---\n", "");
+    card_is("", "");
+    card_is("---", "");
+}
+
+static char *read_card(const char *dir)
+{
+    char *path = io_join(dir, "README.md"), *text = NULL;
+    size_t n = 0;
+    assert_ok(io_read_all(path, 1 << 16, &text, &n));
+    free(path);
+    return text;
+}
+
+/* From directory to directory, and through a .h5: the licence stays in the card, once. */
+static void card_keeps_the_licence(void **state)
+{
+    (void)state;
+    static const char readme[] = "---\nlanguage:\n- en\nlicense: cc-by-4.0\ntags:\n- old\n---\n\n# A model\nlicense: none\n";
+    char *source = make("licensed", 6, 6, DT_F32, 1, NULL), *native = temp_path("licensed.h5"), *out = temp_path("licensed-gqa"), *again = temp_path("licensed-again");
+    temp_write("licensed/README.md", readme, sizeof readme - 1);
+    CONVERT_OK(source, out, "--kv-heads", "3", "--quiet");
+    CONVERT_OK(source, native, "--kv-heads", "3", "--quiet");
+    CONVERT_OK(native, again, "--quiet");
+    char *cards[] = {read_card(out), read_card(again)};
+    for (int i = 0; i < 2; i++) {
+        assert_ptr_equal(strstr(cards[i], "---\nlanguage:\n- en\nlicense: cc-by-4.0\nlibrary_name: transformers\n"), cards[i]);
+        assert_null(strstr(cards[i], "- old"));
+        assert_null(strstr(strstr(cards[i], "license:") + 1, "license:"));
+        free(cards[i]);
+    }
+    free(source);
+    free(native);
+    free(out);
+    free(again);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -334,7 +390,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(equal_heads_lose_nothing),  cmocka_unit_test(pooling_in_steps),
         cmocka_unit_test(refusals),                  cmocka_unit_test(per_layer_counts_in_native_form),
         cmocka_unit_test(nonfinite_values),          cmocka_unit_test(dry_run_and_json),
-        cmocka_unit_test(verify_sees_a_flipped_byte),
+        cmocka_unit_test(verify_sees_a_flipped_byte), cmocka_unit_test(card_lines),
+        cmocka_unit_test(card_keeps_the_licence),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

@@ -72,11 +72,15 @@ static enum code card_make(const struct run *r, const json_t *facts, char **card
 {
     const struct options *o = &r->options;
     const struct progress_state *s = &r->state;
-    FILE *f = open_memstream(card, n);
-    if (!f)
+    char *inherited = r->source ? card_inherited(r->source) : strdup("");
+    FILE *f = inherited ? open_memstream(card, n) : NULL;
+    if (!f) {
+        free(inherited);
         return fail(ERR_MEMORY, "out of memory for the model card");
+    }
     const struct arch_block *b = &r->arch.stack[STACK_DEC].block[0];
-    fprintf(f, "---\n");
+    fprintf(f, "---\n%s", inherited);
+    free(inherited);
     if (o->model_path)
         fprintf(f, "base_model: %s\nbase_model_relation: finetune\n", base_name(o->model_path));
     fprintf(f, "library_name: transformers\npipeline_tag: text-generation\ntags:\n- gqakit\n");
