@@ -189,11 +189,34 @@ static void chunk_shape(const struct h5_array *a, hsize_t chunk[2])
     chunk[0] = (hsize_t)(rows < 1 ? 1 : rows > a->n[0] ? a->n[0] : rows);
 }
 
+/* The groups on the way, by hand: those that libhdf5 makes itself carry the time of day, and equal content must be equal bytes. */
+static enum code groups_make(struct h5_file *f, const char *name)
+{
+    char part[H5_NAME_MAX];
+    for (const char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
+        CHECK((size_t)(slash - name) < sizeof part);
+        memcpy(part, name, (size_t)(slash - name));
+        part[slash - name] = 0;
+        if (H5Lexists(f->id, part, H5P_DEFAULT) > 0)
+            continue;
+        hid_t gcpl = H5Pcreate(H5P_GROUP_CREATE), group = -1;
+        if (H5Pset_obj_track_times(gcpl, 0) >= 0)
+            group = H5Gcreate2(f->id, part, H5P_DEFAULT, gcpl, H5P_DEFAULT);
+        enum code c = group < 0 ? h5_fail(f, ERR_IO, part, "cannot make a group") : OK;
+        H5Gclose(group);
+        H5Pclose(gcpl);
+        TRY(c);
+    }
+    return OK;
+}
+
 static enum code create_locked(struct h5_file *f, const char *name, const struct h5_array *a, int compress)
 {
     hsize_t n[2] = {(hsize_t)a->n[0], (hsize_t)a->n[1]}, chunk[2];
-    hid_t space = H5Screate_simple(a->nd, n, NULL), dcpl = H5Pcreate(H5P_DATASET_CREATE), lcpl = H5Pcreate(H5P_LINK_CREATE), set = -1;
-    herr_t bad = H5Pset_create_intermediate_group(lcpl, 1) < 0 || H5Pset_obj_track_times(dcpl, 0) < 0;
+    TRY(groups_make(f, name));
+    hid_t space = H5Screate_simple(a->nd, n, NULL), set = -1, dcpl = H5Pcreate(H5P_DATASET_CREATE);
+    /* Filled at once: else libhdf5 writes whatever its memory held behind the last rows. */
+    herr_t bad = H5Pset_obj_track_times(dcpl, 0) < 0 || H5Pset_fill_time(dcpl, H5D_FILL_TIME_ALLOC) < 0;
     if (a->n[0] > 0) { /* an empty companion has no chunks */
         chunk_shape(a, chunk);
         bad |= H5Pset_chunk(dcpl, a->nd, chunk) < 0;
@@ -202,10 +225,9 @@ static enum code create_locked(struct h5_file *f, const char *name, const struct
         bad |= H5Pset_fletcher32(dcpl) < 0;
     }
     if (!bad)
-        set = H5Dcreate2(f->id, name, stored_type(a->dtype), space, lcpl, dcpl, H5P_DEFAULT);
+        set = H5Dcreate2(f->id, name, stored_type(a->dtype), space, H5P_DEFAULT, dcpl, H5P_DEFAULT);
     enum code c = set < 0 ? h5_fail(f, ERR_IO, name, "cannot make a dataset") : OK;
     H5Dclose(set);
-    H5Pclose(lcpl);
     H5Pclose(dcpl);
     H5Sclose(space);
     return c == OK ? text_put_locked(f, name, "dtype", dtype_name(a->dtype)) : c;

@@ -61,6 +61,8 @@ static void test_round_trip(void **state)
                 ckpt_close(ck);
                 assert_ok(ckpt_verify(path, &files));
                 assert_int_equal(files, 1);
+                if (!per_layer && !compress && !i)
+                    sleep(1); /* no time of day in the file */
                 model_make(again, &a, types[i], compress); /* the same content gives the same bytes */
                 files_equal(path, again);
                 arch_free(&a);
