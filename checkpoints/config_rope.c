@@ -69,14 +69,10 @@ static enum code yarn_read(struct arch_rope *r, const json_t *s, const char *whe
     return OK;
 }
 
-static enum code longrope_read(struct arch *a, const json_t *config, const json_t *s, const char *where)
+static enum code longrope_read(struct arch *a, const json_t *s, const char *where)
 {
     struct arch_rope *r = &a->rope;
-    int64_t outside = 0;
-    TRY(json_want_i64(config, where, "original_max_position_embeddings", 1, INT32_MAX, &outside));
-    if (outside)
-        r->original_max_positions = outside;
-    if (outside || !(r->factor > 0))
+    if (!(r->factor > 0))
         r->factor = (double)a->max_positions / (double)r->original_max_positions;
     if (!(r->attention_factor > 0))
         r->attention_factor = r->factor > 1 && r->original_max_positions > 1
@@ -88,9 +84,9 @@ static enum code longrope_read(struct arch *a, const json_t *config, const json_
 enum code config_rope_read(struct arch *a, const json_t *config, const char *where)
 {
     struct arch_rope *r = &a->rope;
-    const json_t *s = json_object_get(config, "rope_parameters");
-    if (!s || json_is_null(s))
-        s = json_object_get(config, "rope_scaling");
+    const json_t *s = json_object_get(config, "rope_scaling"); /* the older spelling wins where both are, as in transformers */
+    if (!s || json_is_null(s) || (json_is_object(s) && json_object_size(s) == 0))
+        s = json_object_get(config, "rope_parameters");
     r->kind = ROPE_DEFAULT;
     r->theta = 10000;
     TRY(json_want_f64(config, where, "rope_theta", &r->theta));
@@ -118,16 +114,19 @@ enum code config_rope_read(struct arch *a, const json_t *config, const char *whe
     if (r->kind != ROPE_LONGROPE)
         TRY(json_need_f64(s, where, "factor", &r->factor));
     TRY(json_want_f64(s, where, "factor", &r->factor));
-    TRY(json_want_f64(s, where, "attention_factor", &r->attention_factor));
     r->original_max_positions = a->max_positions;
+    if (r->kind == ROPE_LINEAR || r->kind == ROPE_DYNAMIC)
+        return OK; /* scaled against max_position_embeddings, whatever original_max_position_embeddings says */
     TRY(json_want_i64(s, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions));
+    TRY(json_want_i64(config, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions)); /* outside wins */
+    if (r->kind != ROPE_LLAMA3)
+        TRY(json_want_f64(s, where, "attention_factor", &r->attention_factor));
     switch (r->kind) {
     case ROPE_YARN: return yarn_read(r, s, where);
-    case ROPE_LONGROPE: return longrope_read(a, config, s, where);
+    case ROPE_LONGROPE: return longrope_read(a, s, where);
     case ROPE_LLAMA3:
         TRY(json_need_f64(s, where, "low_freq_factor", &r->low_freq_factor));
-        TRY(json_need_f64(s, where, "high_freq_factor", &r->high_freq_factor));
-        return json_need_i64(s, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions);
+        return json_need_f64(s, where, "high_freq_factor", &r->high_freq_factor);
     default: return OK;
     }
 }

@@ -217,6 +217,39 @@ static void test_llama_defaults(void **state)
     arch_free(&a);
 }
 
+#define LLAMA3 "\"rope_type\": \"llama3\", \"factor\": 8, \"low_freq_factor\": 1, \"high_freq_factor\": 4"
+
+/* What transformers 5 does where a config.json says a thing twice, or leaves it out (found by comparing with it). */
+static void test_rope_precedence(void **state)
+{
+    (void)state;
+    struct arch a;
+    assert_ok(config(&a, "{" HEAD ", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 3, \"original_max_position_embeddings\": 7}, "
+                         "\"max_position_embeddings\": 99}"));
+    assert_int_equal(a.rope.original_max_positions, 99);
+    arch_free(&a);
+    assert_ok(config(&a, "{" HEAD ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 3}, \"rope_theta\": 5, "
+                         "\"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 4, \"rope_theta\": 6}}"));
+    assert_close(a.rope.factor, 3, 0);
+    assert_close(a.rope.theta, 5, 0);
+    arch_free(&a);
+    assert_ok(config(&a, "{" HEAD ", \"rope_scaling\": {}, \"rope_parameters\": {\"rope_type\": \"linear\", \"factor\": 4, \"rope_theta\": 6}}"));
+    assert_close(a.rope.factor, 4, 0);
+    assert_close(a.rope.theta, 6, 0);
+    arch_free(&a);
+    assert_ok(config(&a, "{" HEAD ", \"max_position_embeddings\": 99, \"rope_scaling\": {" LLAMA3 "}}"));
+    assert_int_equal(a.rope.original_max_positions, 99);
+    arch_free(&a);
+    assert_ok(config(&a, "{" HEAD ", \"original_max_position_embeddings\": 32, \"rope_scaling\": {" LLAMA3 ", \"original_max_position_embeddings\": 16}}"));
+    assert_int_equal(a.rope.original_max_positions, 32);
+    arch_free(&a);
+    assert_ok(config(&a, "{" HEAD ", \"rope_scaling\": {\"type\": \"longrope\", \"factor\": 9, \"long_factor\": [1,2,3,4], \"short_factor\": [1,1,1,1]}, "
+                         "\"max_position_embeddings\": 4096, \"original_max_position_embeddings\": 1024}"));
+    assert_close(a.rope.factor, 9, 0);
+    assert_close(a.rope.attention_factor, sqrt(1 + log(9) / log(1024)), 1e-12);
+    arch_free(&a);
+}
+
 static void test_rope_kinds(void **state)
 {
     (void)state;
@@ -415,7 +448,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tensors_in_memory_order), cmocka_unit_test(test_checks),   cmocka_unit_test(test_json_round_trip),
-        cmocka_unit_test(test_llama_defaults),          cmocka_unit_test(test_rope_kinds), cmocka_unit_test(test_mistral),
+        cmocka_unit_test(test_llama_defaults),          cmocka_unit_test(test_rope_kinds), cmocka_unit_test(test_rope_precedence), cmocka_unit_test(test_mistral),
         cmocka_unit_test(test_refusals),                cmocka_unit_test(test_config_out_keeps_the_text),
         cmocka_unit_test(test_fresh_config),
     };

@@ -1,6 +1,7 @@
 """Tiny models of Hugging Face transformers, one for each thing a config.json of the llama family can say: the cases of
 tools/check-transformers and tools/make-hf-goldens. Weights are wide random numbers, so that a wrong rotary angle, mask or
 bias shows in the first digits."""
+import json
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,6 +48,35 @@ MORE = {
     "mistral-narrow": ("Mistral", "float32", dict(sliding_window=1)),
     "one-head": ("Llama", "float32", dict(num_attention_heads=1, num_key_value_heads=1)),
 }
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+# name: (case, top-level keys of the saved config.json to set or, with None, to remove): other spellings, and things said twice.
+EDITS = {
+    "old spelling": ("rope-llama3", dict(rope_parameters=None, rope_theta=9000.0, dtype=None, torch_dtype="bfloat16",
+                                         rope_scaling={**LLAMA3, "original_max_position_embeddings": 16})),
+    "scaling and parameters": ("rope-linear", dict(rope_scaling={"type": "linear", "factor": 2.0})),
+    "empty scaling": ("plain", dict(rope_scaling={}, rope_theta=5.0)),
+    "dynamic, original inside": ("rope-dynamic", dict(rope_scaling={"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 30})),
+    "linear, attention_factor": ("rope-linear", dict(rope_scaling={"type": "linear", "factor": 2.0, "attention_factor": 0.5})),
+    "llama3, original outside": ("rope-llama3", dict(original_max_position_embeddings=8)),
+    "llama3, no original": ("rope-llama3", dict(rope_parameters=LLAMA3, max_position_embeddings=20)),
+    "yarn, nulls": ("rope-yarn", dict(rope_parameters={"rope_type": "yarn", "factor": 4.0, "attention_factor": None, "beta_fast": None})),
+    "longrope, original twice": ("rope-longrope", dict(original_max_position_embeddings=20)),
+    "layer types": ("mistral-window", dict(layer_types=["full_attention", "sliding_attention"])),
+    "no heads": ("plain", dict(num_key_value_heads=None, head_dim=None)),
+    "list of ends": ("plain", dict(eos_token_id=[2, 3])),
+}
+
+
+def save(name, path, **options):
+    case, edits = EDITS.get(name, (name, {}))
+    build(case).save_pretrained(path, **options)
+    file = os.path.join(path, "config.json")
+    with open(file) as f:
+        config = json.load(f)
+    config = {k: v for k, v in {**config, **edits}.items() if k not in edits or v is not None}
+    if edits:
+        with open(file, "w") as f:
+            json.dump(config, f)
 
 
 def build(name):
