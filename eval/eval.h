@@ -42,6 +42,7 @@ struct window_options { int64_t context, stride, limit /* tokens, 0: all */; int
 struct window_result { double nats; int64_t tokens; double stderr_nats; }; /* nats: sum of -ln p over tokens */
 /* Rows scored at once: the model must be opened with B at least this and T = context. */
 int64_t window_rows(int64_t context);
+/* ERR_NUMERIC when a loss is not finite, ERR_INPUT when there is nothing to predict. */
 enum code score_windows(struct session *s, struct tokens *const *files, int n_files, const struct window_options *o, struct window_result *r) MUST_USE;
 
 #endif

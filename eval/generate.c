@@ -41,6 +41,13 @@ static int by_logit(const void *a, const void *b)
     return x->logit != y->logit ? (x->logit < y->logit) - (x->logit > y->logit) : (x->id > y->id) - (x->id < y->id);
 }
 
+/* NaN has no place in an order: sampling from such logits would be arbitrary. */
+static enum code check_finite(const float *logits, int64_t V, int64_t position)
+{
+    size_t bad = count_nonfinite(logits, DT_F32, (size_t)V);
+    return bad ? fail(ERR_NUMERIC, "%zu of the %lld logits after token %lld are not finite", bad, (long long)V, (long long)position) : OK;
+}
+
 static int32_t sample(const float *logits, int64_t V, const struct options *o, struct candidate *list, int64_t step)
 {
     for (int64_t i = 0; i < V; i++)
@@ -93,6 +100,9 @@ static enum code run_tokens(struct session *s, const struct options *o, int32_t 
     if (c == OK)
         c = writer_update(w, ids, *n, 0);
     for (int64_t step = 0; c == OK && step < o->new_tokens; step++) {
+        c = check_finite(logits, a->V, *n);
+        if (c != OK)
+            break;
         int32_t id = sample(logits, a->V, o, list, step);
         if (id == a->eos && !o->ignore_eos)
             break;

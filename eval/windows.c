@@ -125,5 +125,7 @@ enum code score_windows(struct session *s, struct tokens *const *files, int n_fi
     batch_free(&k.b);
     if (c == OK && r->tokens == 0)
         c = fail(ERR_INPUT, "the data holds no token to predict");
+    if (c == OK && !isfinite(r->nats))
+        c = fail(ERR_NUMERIC, "%s: the loss is not finite; look for NaN or infinite weights with gqa-convert", ckpt_path(s->checkpoint));
     return c;
 }

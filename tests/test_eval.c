@@ -175,6 +175,30 @@ static void generation(void **state)
     free(model);
 }
 
+static void put_nan(const struct ckpt_tensor *t, float *x) { if (strcmp(t->name, "dec.1.mlp.up.w") == 0) x[7] = (float)NAN; }
+
+/* A broken model has no loss: never a number, never exit 0. */
+static void nan_is_no_result(void **state)
+{
+    (void)state;
+    struct arch a;
+    small_arch(&a, 6, 6, DT_F32);
+    a.V = a.original_vocab = 256;
+    a.bos = a.eos = -1;
+    char *model = temp_path("nan-model"), *text = text_file();
+    small_write(model, &a, 3, 1, put_nan);
+    arch_free(&a);
+    struct child runs[] = { EVAL("perplexity", model, "--data", text, "--json"), EVAL("score", model, "--text", "abc"),
+                            EVAL("generate", model, "--prompt", "abc", "--new", "3") };
+    for (size_t i = 0; i < COUNT_OF(runs); i++) {
+        assert_int_equal(runs[i].status, 7);
+        assert_non_null(strstr(runs[i].err, "not finite"));
+        child_free(&runs[i]);
+    }
+    free(model);
+    free(text);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -213,7 +237,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(perplexity_is_the_mean_of_scores), cmocka_unit_test(stride_gives_more_context),
         cmocka_unit_test(grouped_equals_repeated_heads),    cmocka_unit_test(decode_rows),
-        cmocka_unit_test(generation),                       cmocka_unit_test(refusals),
+        cmocka_unit_test(generation),                       cmocka_unit_test(nan_is_no_result),
+        cmocka_unit_test(refusals),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
