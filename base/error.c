@@ -69,8 +69,10 @@ const char *fail_text(void)
 
 int fail_exit(const char *program, enum code code)
 {
+    errno = 0;
+    if ((fflush(stdout) != 0 || ferror(stdout)) && code == OK) /* a result that nobody got is not a success */
+        code = errno ? fail_errno("standard output", "cannot write the result") : fail(ERR_IO, "standard output: cannot write the result");
     if (code != OK) {
-        fflush(stdout);
         fprintf(stderr, "%s: %s: %s\n", program, code == ERR_STOPPED ? "stopped" : "error", text[0] ? text : "unknown error");
     }
     return (int)code;

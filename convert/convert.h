@@ -10,10 +10,11 @@ enum method { METHOD_MEAN, METHOD_FIRST, METHOD_RANDOM };
 #define METHOD_NAMES "mean|first|random"
 const char *method_name(enum method m);
 
+#define KV_HEADS_KEEP INT64_MIN
 struct options {
     const char *source, *target;
     int inspect, dry_run, json, force, quiet, compress, method;
-    int64_t kv_heads;              /* 0: not asked */
+    int64_t kv_heads;              /* KV_HEADS_KEEP: not asked; 0 is an answer, and refused */
     struct cli_ints kv_heads_per_layer; /* n 0: not asked */
     int dtype;                     /* index into "keep|f32|bf16|f16" */
     int64_t seed, shard_mb, header_mb;

@@ -34,7 +34,8 @@ static const struct cli cli = {
     "  gqa-convert my-model my-model-gqa4 --kv-heads 4     mean of each group's heads\n"
     "  gqa-convert model.bin model-hf                      llama2.c to Hugging Face\n"
     "\n"
-    "A merged model has lost quality: continue with gqa-uptrain. Exit codes: 0 ok, 2 usage, 3 bad input, 4 unsupported, 5 I/O.",
+    "A merged model has lost quality: continue with gqa-uptrain. Exit codes: 0 ok, 1 internal, 2 usage,\n"
+    "3 bad input, 4 unsupported, 5 I/O, 6 memory.",
     flags, (int)(sizeof flags / sizeof flags[0]), 0, 2,
 };
 
@@ -91,7 +92,7 @@ static enum code convert_run(const struct options *o)
 
 static enum code run(int argc, char **argv)
 {
-    struct options o = { 0 };
+    struct options o = { .kv_heads = KV_HEADS_KEEP };
     struct cli_words words;
     int help = 0;
     TRY(cli_parse(&cli, argc, argv, &o, &words, &help));
@@ -100,6 +101,8 @@ static enum code run(int argc, char **argv)
     log_quiet(o.quiet);
     if (o.header_mb < 0 || o.header_mb > 100)
         return fail(ERR_USAGE, "--header-limit is in MB, from 1 to 100");
+    if (o.shard_mb < 0 || o.shard_mb > (1 << 30))
+        return fail(ERR_USAGE, "--shard-size is in MB, from 1 to %d", 1 << 30);
     if (o.verify)
         return words.n == 0 ? verify_run(&o) : fail(ERR_USAGE, "--verify takes one directory and nothing else");
     if (words.n != (o.inspect ? 1 : 2))

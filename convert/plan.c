@@ -21,13 +21,13 @@ static enum code set_groups(struct arch *a, const struct arch *from, const struc
     const struct arch_stack *in = &from->stack[STACK_DEC];
     struct arch_stack *stack = &a->stack[STACK_DEC];
     const struct cli_ints *list = &o->kv_heads_per_layer;
-    if (o->kv_heads && list->n)
+    if (o->kv_heads != KV_HEADS_KEEP && list->n)
         return fail(ERR_USAGE, "--kv-heads and --kv-heads-per-layer exclude each other");
     if (list->n && list->n != stack->L)
         return fail(ERR_USAGE, "--kv-heads-per-layer needs %lld counts, one per layer; %d given", (long long)stack->L, list->n);
     for (int64_t l = 0; l < stack->L; l++) {
         int64_t G = list->n ? list->v[l] : o->kv_heads;
-        if (!list->n && !o->kv_heads)
+        if (!list->n && o->kv_heads == KV_HEADS_KEEP)
             continue;
         if (G < 1 || G > in->block[l].G || in->block[l].G % G != 0)
             return refuse_groups(from, G, l);

@@ -207,6 +207,8 @@ static void refusals(void **state)
         { { "--kv-heads", "4" }, 2, "6, 3, 2, 1" },
         { { "--kv-heads", "12" }, 2, "6, 3, 2, 1" },
         { { "--kv-heads", "-1" }, 2, "legal counts" },
+        { { "--kv-heads", "0" }, 2, "legal counts" },
+        { { "--shard-size", "-5" }, 2, "--shard-size" },
         { { "--kv-heads-per-layer", "3,2,1" }, 2, "one per layer" },
         { { "--kv-heads-per-layer", "3,2" }, 4, "layer" },
         { { "--kv-heads", "2", "--kv-heads-per-layer", "3,3" }, 2, "exclude" },
@@ -382,6 +384,20 @@ static void card_keeps_the_licence(void **state)
     free(again);
 }
 
+/* A result that could not be written is exit 5: scripts look at nothing else. */
+static void full_standard_output(void **state)
+{
+    (void)state;
+    char *src = make("out-src", 6, 6, DT_F32, 1, NULL), *program = program_path("gqa-convert"), command[2048];
+    snprintf(command, sizeof command, "'%s' --inspect '%s' --json > /dev/full", program, src);
+    struct child c = child_run((const char *const[]){ "/bin/sh", "-c", command, NULL }, NULL);
+    assert_int_equal(c.status, 5);
+    assert_non_null(strstr(c.err, "standard output"));
+    child_free(&c);
+    free(src);
+    free(program);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -391,7 +407,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(refusals),                  cmocka_unit_test(per_layer_counts_in_native_form),
         cmocka_unit_test(nonfinite_values),          cmocka_unit_test(dry_run_and_json),
         cmocka_unit_test(verify_sees_a_flipped_byte), cmocka_unit_test(card_lines),
-        cmocka_unit_test(card_keeps_the_licence),
+        cmocka_unit_test(card_keeps_the_licence),    cmocka_unit_test(full_standard_output),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
