@@ -149,8 +149,8 @@ static enum code check(struct options *o)
     for (int i = 0; i < o->context.n; i++)
         if (o->context.v[i] < 0 || o->context.v[i] > (1 << 24))
             return fail(ERR_USAGE, "--context: %lld is outside 0 to %d", (long long)o->context.v[i], 1 << 24);
-    if (o->new_tokens < 1 || o->repeats < 1)
-        return fail(ERR_USAGE, "--new and --repeats must be at least 1");
+    if (o->new_tokens < 1 || o->new_tokens > (1 << 20) || o->repeats < 1 || o->repeats > 10000)
+        return fail(ERR_USAGE, "--new must be between 1 and %d, --repeats between 1 and 10000", 1 << 20);
     return OK;
 }
 

@@ -18,7 +18,8 @@ static void help(FILE *f)
     fprintf(f, "usage: gqa-eval COMMAND ...\n\nMeasures checkpoints: Hugging Face directories, native .h5, run directories, llama2.c .bin.\n\n");
     for (int i = 0; i < N_COMMANDS; i++)
         fprintf(f, "  %-12s %s\n", commands[i].name, commands[i].about);
-    fprintf(f, "\ngqa-eval COMMAND --help tells more. Exit codes: 0 ok, 2 usage, 3 bad input, 4 unsupported, 5 I/O, 6 memory.\n");
+    fprintf(f, "\ngqa-eval COMMAND --help tells more. Exit codes: 0 ok, 1 internal, 2 usage, 3 bad input, 4 unsupported, 5 I/O, 6 memory,\n"
+            "7 a result that is not finite, 8 no device, 9 locked by another run, 75 stopped by a signal (ablate: the same command continues).\n");
 }
 
 static enum code run(int argc, char **argv)

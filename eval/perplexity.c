@@ -71,10 +71,10 @@ static enum code measure(struct session *s, const struct session_options *so, st
     struct tokens_options to = { .format = format, .V = a->V, .eos = a->eos, .bos = a->bos };
     if (c == OK && (format == DATA_TEXT || format == DATA_JSONL)) { /* token files need no tokenizer */
         c = eval_tokenizer(s->checkpoint, o->tokenizer, &tokenizer);
-        if (c == OK) { /* the ends of documents are the tokenizer's, as in training */
+        if (c == OK) { /* the ends of documents are the tokenizer's, else the model's, as in training */
             to.tokenizer = tokenizer;
-            to.bos = tokenizer_bos(tokenizer);
-            to.eos = w.eos = tokenizer_eos(tokenizer);
+            to.bos = tokenizer_bos(tokenizer) >= 0 ? tokenizer_bos(tokenizer) : a->bos;
+            to.eos = w.eos = tokenizer_eos(tokenizer) >= 0 ? tokenizer_eos(tokenizer) : a->eos;
         }
     }
     struct window_result r;
@@ -101,6 +101,8 @@ enum code command_perplexity(int argc, char **argv)
         return OK;
     if (!o.data)
         return fail(ERR_USAGE, "gqa-eval perplexity needs --data FILE");
+    if (o.context < 0 || o.context > (1 << 24) || o.stride < 0 || o.limit < 0)
+        return fail(ERR_USAGE, "--context must be between 1 and %d, --stride and --limit positive", 1 << 24);
     struct session s;
     struct session_options so = { .path = words.v[0], .device = o.device, .threads = (int)o.threads };
     enum code c = session_open(&s, &so);

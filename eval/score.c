@@ -214,6 +214,8 @@ enum code command_score(int argc, char **argv)
         return OK;
     if (!o.tokens == !o.text)
         return fail(ERR_USAGE, "gqa-eval score needs either --tokens FILE or --text STR");
+    if (o.context < 0)
+        return fail(ERR_USAGE, "--context must be at least 1");
     struct session s;
     struct session_options so = { .path = words.v[0], .device = o.device, .threads = (int)o.threads };
     struct sequences q = { 0 };

@@ -69,6 +69,10 @@ enum code model_supports(const struct arch *a, const struct model_options *o)
         return fail(ERR_UNSUPPORTED, "the K/V cache can be f32 or bf16, not %s", dtype_name(o->cache_dtype));
     if (o->B < 0 || o->T < 0 || o->cache_B < 0 || o->cache_S < 0)
         return fail(ERR_USAGE, "a negative batch size or length");
+    if (o->T > INT32_MAX || o->cache_S > INT32_MAX || (o->T > 0 && o->B > INT32_MAX / o->T) || o->cache_B > INT32_MAX / 8 ||
+        (o->cache_S > 0 && o->cache_B > INT32_MAX / o->cache_S)) /* keeps every product of sizes inside 64 bits */
+        return fail(ERR_USAGE, "%lld x %lld tokens in a pass or %lld x %lld in the K/V cache: more than 2^31 - 1", (long long)o->B, (long long)o->T,
+                    (long long)o->cache_B, (long long)o->cache_S);
     if (a->pos == POS_LEARNED && (o->T > a->max_positions || o->cache_S > a->max_positions))
         return fail(ERR_USAGE, "the model has learned positions for %lld tokens, asked for %lld", (long long)a->max_positions,
                     (long long)(o->T > o->cache_S ? o->T : o->cache_S));

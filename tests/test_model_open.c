@@ -68,6 +68,8 @@ static void test_usage(void **state)
     assert_refused(model_open(&m, &a, be, dev, &o), ERR_USAGE, "learned positions for 64");
     o.T = -1;
     assert_refused(model_open(&m, &a, be, dev, &o), ERR_USAGE, "negative");
+    o.T = (int64_t)1 << 60;
+    assert_refused(model_open(&m, &a, be, dev, &o), ERR_USAGE, "2^31");
     o.T = 0;
     assert_refused(model_open(&m, &a, be, dev, &o), ERR_USAGE, "batch of rows");
     model_close(NULL);
