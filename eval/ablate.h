@@ -16,11 +16,13 @@
 
 #include "base/base.h"
 
+enum { MOST_DECODE = 64 /* batches, contexts: what gqa-eval decode takes */, MOST_PATH = 900 /* bytes of the run's folder */ };
+
 struct ablate_config {
     const char *name, *model, *output_dir; /* output_dir defaults to runs/NAME */
     struct config_list groups, method, grouping, loss, alpha, seed; /* i64, str, str, str, f64, i64 */
     const struct config_node *uptrain;
-    struct config_list data; /* validation files */
+    struct config_list data, tasks; /* validation files; refused */
     const char *tokenizer;
     int64_t context, stride, limit;
     int pack;
@@ -69,6 +71,7 @@ enum code ablate_run(struct ablation *a) MUST_USE; /* ERR_STOPPED on a signal; a
 enum code ablate_summarise(struct ablation *a) MUST_USE;
 void ablate_free(struct ablation *a);
 
+json_t *ablate_origin(const struct ablation *a);                     /* the common head of JSON results: version, command, host of the cells */
 json_t *ablate_results(const struct ablation *a);                    /* schema gqakit/ablation/1 */
 char *ablate_csv(const struct ablation *a);                          /* malloc'ed, like the other texts */
 char *ablate_markdown(const struct ablation *a);

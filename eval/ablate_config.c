@@ -7,31 +7,34 @@
 
 #include "checkpoints/checkpoint.h"
 
-#define F(key, type, field, def, choices, help) { key, type, offsetof(struct ablate_config, field), def, choices, NULL, help, 0, 0 }
+#define F_IN(key, type, field, def, lo, hi, help) { key, type, offsetof(struct ablate_config, field), def, NULL, NULL, help, lo, hi }
+#define F(key, type, field, def, help) F_IN(key, type, field, def, 0, 0, help)
+#define MOST_TOKENS (1 << 24) /* as gqa-eval's own commands allow: what they refuse is refused here, before hours of training */
 static const struct config_field fields[] = {
-    F("name", CONFIG_STR, name, NULL, NULL, "of the run; results go to runs/NAME"),
-    F("output_dir", CONFIG_STR, output_dir, NULL, NULL, "instead of runs/NAME"),
-    F("model.path", CONFIG_STR, model, NULL, NULL, "the checkpoint to start from"),
-    F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, NULL, "group counts to try; default: every legal one"),
-    F("grid.method", CONFIG_STRS, method, "[mean]", NULL, "mean, first, random"),
-    F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", NULL, "consecutive"),
-    F("grid.loss", CONFIG_STRS, loss, "[ce]", NULL, "ce: cross-entropy"),
-    F("grid.uptrain_fraction", CONFIG_FLOATS, alpha, "[0, 0.05]", NULL, "shares of the original pretraining tokens; 0 is no training"),
-    F("grid.seed", CONFIG_INTS, seed, "[0]", NULL, "seeds of training (and of method random); summaries are over them"),
-    F("uptrain", CONFIG_MAP, uptrain, NULL, NULL, "a gqa-uptrain config without model, gqa, output_dir, uptrain_fraction and seed"),
-    F("evaluate.data", CONFIG_STRS, data, NULL, NULL, "held-out tokens or text"),
-    F("evaluate.tokenizer", CONFIG_STR, tokenizer, NULL, NULL, "for text; default: the checkpoint's own"),
-    F("evaluate.context", CONFIG_INT, context, "0", NULL, "see gqa-eval perplexity; default: uptrain's sequence_len"),
-    F("evaluate.stride", CONFIG_INT, stride, "0", NULL, "see gqa-eval perplexity"),
-    F("evaluate.limit", CONFIG_INT, limit, "0", NULL, "score only so many tokens of each file"),
-    F("evaluate.pack", CONFIG_BOOL, pack, "true", NULL, "attention stays inside documents, as gqa-uptrain trains by default"),
-    F("evaluate.decode.batch", CONFIG_INTS, decode_batch, "[1]", NULL, "see gqa-eval decode"),
-    F("evaluate.decode.context", CONFIG_INTS, decode_context, "[512, 4096]", NULL, "see gqa-eval decode"),
-    F("evaluate.decode.new", CONFIG_INT, decode_new, "32", NULL, "see gqa-eval decode"),
-    F("evaluate.decode.repeats", CONFIG_INT, decode_repeats, "5", NULL, "see gqa-eval decode"),
-    F("margin", CONFIG_FLOAT, margin, "0.01", NULL, "nats per token a recommended model may lose against the original"),
-    F("threads", CONFIG_INT, threads, "0", NULL, "0: all CPUs"),
-    F("device", CONFIG_STR, device, "auto", NULL, "auto, cpu, cuda"),
+    F("name", CONFIG_STR, name, NULL, "of the run; results go to runs/NAME"),
+    F("output_dir", CONFIG_STR, output_dir, NULL, "instead of runs/NAME"),
+    F("model.path", CONFIG_STR, model, NULL, "the checkpoint to start from"),
+    F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
+    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random"),
+    F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "consecutive"),
+    F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy"),
+    F("grid.uptrain_fraction", CONFIG_FLOATS, alpha, "[0, 0.05]", "shares of the original pretraining tokens; 0 is no training"),
+    F("grid.seed", CONFIG_INTS, seed, "[0]", "seeds of training (and of method random); summaries are over them"),
+    F("uptrain", CONFIG_MAP, uptrain, NULL, "a gqa-uptrain config without model, gqa, output_dir, uptrain_fraction and seed"),
+    F("evaluate.data", CONFIG_STRS, data, NULL, "held-out tokens or text"),
+    F("evaluate.tokenizer", CONFIG_STR, tokenizer, NULL, "for text; default: the checkpoint's own"),
+    F_IN("evaluate.context", CONFIG_INT, context, "0", 0, MOST_TOKENS, "see gqa-eval perplexity; default: uptrain's sequence_len"),
+    F_IN("evaluate.stride", CONFIG_INT, stride, "0", 0, MOST_TOKENS, "see gqa-eval perplexity"),
+    F_IN("evaluate.limit", CONFIG_INT, limit, "0", 0, 1e15, "score only so many tokens of each file"),
+    F("evaluate.pack", CONFIG_BOOL, pack, "true", "attention stays inside documents, as gqa-uptrain trains by default"),
+    F("evaluate.tasks", CONFIG_STRS, tasks, NULL, "not implemented in this version: must be absent or []"),
+    F_IN("evaluate.decode.batch", CONFIG_INTS, decode_batch, "[1]", 1, 256, "see gqa-eval decode"),
+    F_IN("evaluate.decode.context", CONFIG_INTS, decode_context, "[512, 4096]", 0, MOST_TOKENS, "see gqa-eval decode"),
+    F_IN("evaluate.decode.new", CONFIG_INT, decode_new, "32", 1, 1 << 20, "see gqa-eval decode"),
+    F_IN("evaluate.decode.repeats", CONFIG_INT, decode_repeats, "5", 1, 10000, "see gqa-eval decode"),
+    F("margin", CONFIG_FLOAT, margin, "0.01", "nats per token a recommended model may lose against the original"),
+    F_IN("threads", CONFIG_INT, threads, "0", 0, 4096, "0: all CPUs"),
+    F("device", CONFIG_STR, device, "auto", "auto, cpu, cuda"),
 };
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };
 
@@ -61,6 +64,23 @@ static enum code check_words(const struct ablation *a, const char *key, const st
     return OK;
 }
 
+static enum code check_evaluate(const struct ablation *a)
+{
+    const struct ablate_config *c = &a->config;
+    const struct config_node *root = config_root(a->config_file);
+    if (c->tasks.n > 0)
+        return fail(ERR_UNSUPPORTED, "%s: evaluate.tasks: scoring tasks is not implemented in this version; remove the key (loss and bits per byte are measured)",
+                    config_where(a->config_file, root, "evaluate.tasks"));
+    if (c->context > 0 && c->stride > c->context)
+        return fail(ERR_USAGE, "%s: evaluate.stride %lld is above evaluate.context %lld: tokens between the windows would not be scored",
+                    config_where(a->config_file, root, "evaluate.stride"), (long long)c->stride, (long long)c->context);
+    const struct { const char *key; int n; } lists[] = { { "evaluate.decode.batch", c->decode_batch.n }, { "evaluate.decode.context", c->decode_context.n } };
+    for (int i = 0; i < 2; i++)
+        if (lists[i].n < 1 || lists[i].n > MOST_DECODE)
+            return fail(ERR_USAGE, "%s: %s needs 1 to %d numbers, has %d", config_where(a->config_file, root, lists[i].key), lists[i].key, MOST_DECODE, lists[i].n);
+    return OK;
+}
+
 static enum code check_config(struct ablation *a)
 {
     static const char *const methods[] = { "mean", "first", "random" }, *const groupings[] = { "consecutive" }, *const losses[] = { "ce" };
@@ -68,6 +88,9 @@ static enum code check_config(struct ablation *a)
     const char *where = config_where(a->config_file, config_root(a->config_file), NULL);
     if (!c->name && !c->output_dir)
         return fail(ERR_USAGE, "%s: `name` is missing: what shall the run be called?", where);
+    const char *dir = c->output_dir ? c->output_dir : c->name;
+    if (!*dir || strlen(dir) > MOST_PATH)
+        return fail(ERR_USAGE, "%s: the run's folder needs a name of 1 to %d bytes", where, MOST_PATH);
     if (!c->model)
         return fail(ERR_USAGE, "%s: model.path is missing", where);
     if (c->data.n == 0)
@@ -75,6 +98,7 @@ static enum code check_config(struct ablation *a)
     TRY(check_words(a, "grid.method", &c->method, methods, 3));
     TRY(check_words(a, "grid.grouping", &c->grouping, groupings, 1));
     TRY(check_words(a, "grid.loss", &c->loss, losses, 1));
+    TRY(check_evaluate(a));
     const double *alpha = c->alpha.items;
     for (int i = 0; i < c->alpha.n; i++) {
         if (!(alpha[i] >= 0 && alpha[i] <= 10))
@@ -90,7 +114,7 @@ static enum code hash_source(struct checkpoint *ck, char hex[33])
 {
     const char *const *names;
     int n = ckpt_files(ck, &names);
-    char *all = calloc((size_t)n + 1, 33), one[33];
+    char *all = calloc((size_t)n + 1, 33), one[33] = "";
     if (!all)
         return fail(ERR_MEMORY, "out of memory for %d hashes", n);
     enum code c = OK;

@@ -29,6 +29,8 @@ static void cell_ids(const struct ablation *a, struct cell *c)
         json_array_append_new(data, json_string(((const char *const *)a->config.data.items)[i]));
     json_object_set_new(j, "evaluate", json_pack("{s:o, s:I, s:I, s:I, s:b}", "data", data, "context", (json_int_t)a->config.context, "stride",
                                                  (json_int_t)a->config.stride, "limit", (json_int_t)a->config.limit, "pack", a->config.pack));
+    if (a->config.tokenizer)
+        json_object_set_new(json_object_get(j, "evaluate"), "tokenizer", json_string(a->config.tokenizer));
     if (c->alpha > 0)
         json_object_set_new(j, "uptrain", config_to_json(a->config.uptrain));
     id_of(c->id, j);

@@ -88,6 +88,21 @@ static const char notes[] = "Loss is nats per token on held-out text; zero-step 
                             "alpha is the share of the original pretraining tokens. The rows with the original number of heads are controls: untouched (alpha 0), and trained on the same data. "
                             "Speed-up compares decode time with the original in the same row; bandwidth share is the bytes a step must read over its time, relative to the bandwidth measured beside it.";
 
+/* Which machine and command made the page; `text` writes a string that needs escaping. */
+static void write_origin(FILE *f, const struct ablation *a, void (*text)(FILE *, const char *), const char *code, const char *code_end)
+{
+    json_t *j = ablate_origin(a);
+    const json_t *host = json_object_get(j, "host");
+    fprintf(f, "gqakit " GQAKIT_VERSION " on ");
+    text(f, json_string_value(json_object_get(host, "cpu")));
+    fprintf(f, ", %lld threads (%s). Command: %s", (long long)json_integer_value(json_object_get(host, "threads")), json_string_value(json_object_get(host, "isa")), code);
+    text(f, json_string_value(json_object_get(j, "command")));
+    fprintf(f, "%s.", code_end);
+    json_decref(j);
+}
+
+static void plain_text(FILE *f, const char *s) { fputs(s, f); }
+
 char *ablate_markdown(const struct ablation *a)
 {
     char *text = NULL;
@@ -102,8 +117,9 @@ char *ablate_markdown(const struct ablation *a)
     fprintf(f, "\n## Speed\n\n");
     markdown_head(f, speed_heads, COUNT(speed_heads));
     speed_rows(f, a, "| ", " | ", " |\n");
-    fprintf(f, "\n%s\n\nModel `%s`, source hash %s, gqakit " GQAKIT_VERSION ", %s, %d threads (%s).\n", notes, a->config.model, a->source_hash, host_cpu_name(), host_cpus(),
-            host_isa_name(host_isa()));
+    fprintf(f, "\n%s\n\nModel `%s`, source hash %s. ", notes, a->config.model, a->source_hash);
+    write_origin(f, a, plain_text, "`", "`");
+    fputc('\n', f);
     return fclose(f) == 0 ? text : (free(text), NULL);
 }
 
@@ -181,9 +197,9 @@ char *ablate_html(const struct ablation *a)
     speed_rows(f, a, "<tr><td>", "</td><td>", "</td></tr>\n");
     fprintf(f, "</tbody></table></div>\n<p class=note>%s</p>\n<p class=note>Model <code>", notes);
     html_text(f, a->config.model);
-    fprintf(f, "</code>, source hash %s. gqakit " GQAKIT_VERSION ", ", a->source_hash);
-    html_text(f, host_cpu_name());
-    fprintf(f, ", %d threads (%s). Figures as data: results.json, results.csv.</p></html>\n", host_cpus(), host_isa_name(host_isa()));
+    fprintf(f, "</code>, source hash %s. ", a->source_hash);
+    write_origin(f, a, html_text, "<code>", "</code>");
+    fprintf(f, " Figures as data: results.json, results.csv.</p></html>\n");
     return fclose(f) == 0 ? text : (free(text), NULL);
 }
 

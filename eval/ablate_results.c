@@ -28,9 +28,17 @@ static json_t *cell_json(const struct cell *c)
     return j;
 }
 
+json_t *ablate_origin(const struct ablation *a)
+{
+    json_t *j = json_result("ablation", "cpu");
+    int threads = a->config.threads > 0 ? (int)a->config.threads : host_cpus(); /* the cells run in processes of their own */
+    json_object_set_new(json_object_get(j, "host"), "threads", json_integer(threads));
+    return j;
+}
+
 json_t *ablate_results(const struct ablation *a)
 {
-    json_t *j = json_result("ablation", "cpu"), *cells = json_array(), *summary = json_array();
+    json_t *j = ablate_origin(a), *cells = json_array(), *summary = json_array();
     json_object_set_new(j, "model", json_string(a->config.model));
     json_object_set_new(j, "source_hash", json_string(a->source_hash));
     json_object_set_new(j, "original_tokens", number(a->original_tokens));

@@ -90,10 +90,19 @@ static enum code perplexity_step(const struct ablation *a, const char *checkpoin
         enum code e = json_parse_object(out, strlen(out), "gqa-eval perplexity", &j);
         free(out);
         TRY(e);
-        double t = json_number_value(json_object_get(j, "tokens")), se = json_number_value(json_object_get(j, "stderr")) * t;
-        nats += json_number_value(json_object_get(j, "nats_per_token")) * t;
+        double t = 0, loss = 0, se = 0;
+        e = json_need_f64(j, "gqa-eval perplexity", "tokens", &t);
+        if (e == OK)
+            e = json_need_f64(j, "gqa-eval perplexity", "nats_per_token", &loss); /* absent must not count as 0: the best loss there is */
+        if (e == OK)
+            e = json_need_f64(j, "gqa-eval perplexity", "stderr", &se);
+        if (e != OK) {
+            json_decref(j);
+            return e;
+        }
+        nats += loss * t;
         tokens += t;
-        variance += se * se;
+        variance += se * se * t * t;
         bits += json_number_value(json_object_get(j, "bits_per_byte")) * json_number_value(json_object_get(j, "bytes"));
         bytes += json_number_value(json_object_get(j, "bytes"));
         json_decref(j);
@@ -165,7 +174,7 @@ static enum code uptrain_step(const struct ablation *a, struct cell *c, const st
     }
     double measured = c->uptrain_s;
     TRY(read_curves(c, log));
-    if (measured > 0)
+    if (measured > c->uptrain_s) /* the log's time covers all resumes, but training alone */
         c->uptrain_s = measured;
     return OK;
 }
@@ -201,32 +210,43 @@ static enum code load_record(struct cell *c, const char *path)
     return e;
 }
 
+/* Scores `checkpoint` (recorded as NAME in the cell's folder) and takes over the loss, its standard error and bits per byte. */
+static enum code loss_step(const struct ablation *a, struct cell *c, const struct paths *p, const char *checkpoint, const char *name, double *loss)
+{
+    char record[1300];
+    json_t *j = NULL;
+    snprintf(record, sizeof record, "%s/%s", p->cell, name);
+    enum code e = perplexity_step(a, checkpoint, record, p->log, &j);
+    if (e == OK)
+        e = json_need_f64(j, record, "nats_per_token", loss);
+    if (e == OK)
+        e = json_need_f64(j, record, "stderr", &c->loss_stderr);
+    if (e == OK)
+        e = json_want_f64(j, record, "bits_per_byte", &c->bits_per_byte);
+    json_decref(j);
+    return e;
+}
+
 static enum code measure_cell(const struct ablation *a, struct cell *c, const struct paths *p)
 {
-    char zero[1300], loss[1300], final[1300];
-    json_t *j = NULL;
+    char final[1300];
     TRY(io_mkdirs(p->cell));
     TRY(convert_step(a, c, p));
-    snprintf(zero, sizeof zero, "%s/zero.json", p->cell);
-    TRY(perplexity_step(a, start_of(a, c, p), zero, p->log, &j));
-    c->loss_zero_step = c->loss_final = json_number_value(json_object_get(j, "nats_per_token"));
-    c->loss_stderr = json_number_value(json_object_get(j, "stderr"));
-    if (json_object_get(j, "bits_per_byte"))
-        c->bits_per_byte = json_number_value(json_object_get(j, "bits_per_byte"));
-    json_decref(j);
-    j = NULL;
+    TRY(loss_step(a, c, p, start_of(a, c, p), "zero.json", &c->loss_zero_step));
+    c->loss_final = c->loss_zero_step;
     if (c->alpha <= 0)
         return OK;
     TRY(uptrain_step(a, c, p));
-    snprintf(loss, sizeof loss, "%s/final.json", p->cell);
     snprintf(final, sizeof final, "%s/run/final", p->cell);
-    TRY(perplexity_step(a, final, loss, p->log, &j));
-    c->loss_final = json_number_value(json_object_get(j, "nats_per_token"));
-    c->loss_stderr = json_number_value(json_object_get(j, "stderr"));
-    if (json_object_get(j, "bits_per_byte"))
-        c->bits_per_byte = json_number_value(json_object_get(j, "bits_per_byte"));
-    json_decref(j);
-    return OK;
+    return loss_step(a, c, p, final, "final.json", &c->loss_final);
+}
+
+/* What a record that was refused left behind. */
+static void forget_curves(struct cell *c)
+{
+    json_decref(c->curve);
+    json_decref(c->evals);
+    c->curve = c->evals = NULL;
 }
 
 static enum code run_cell(const struct ablation *a, struct cell *c)
@@ -239,6 +259,7 @@ static enum code run_cell(const struct ablation *a, struct cell *c)
         c->done = 1;
         return OK;
     }
+    forget_curves(c);
     TRY(measure_cell(a, c, &p));
     json_t *j = cell_record(c);
     enum code e = j ? json_write_file(result, j) : fail(ERR_NUMERIC, "a loss of cell %s is not finite", c->id);
@@ -253,14 +274,15 @@ static enum code run_cell(const struct ablation *a, struct cell *c)
 static void join(char *out, size_t n, const struct config_list *list)
 {
     size_t used = 0;
-    for (int i = 0; i < list->n && used + 24 < n; i++)
+    out[0] = 0;
+    for (int i = 0; i < list->n && used + 24 <= n; i++)
         used += (size_t)snprintf(out + used, n - used, "%s%lld", i ? "," : "", (long long)((const int64_t *)list->items)[i]);
 }
 
 static enum code decode_rows(const struct ablation *a, const struct cell *c, json_t **rows)
 {
     struct paths p;
-    char record[1300], key[600], batch[256], context[256], new_tokens[24], repeats[24], threads[24];
+    char record[1300], key[4096], batch[MOST_DECODE * 24], context[MOST_DECODE * 24], new_tokens[24], repeats[24], threads[24];
     cell_paths(a, c, &p);
     join(batch, sizeof batch, &a->config.decode_batch);
     join(context, sizeof context, &a->config.decode_context);
@@ -268,6 +290,8 @@ static enum code decode_rows(const struct ablation *a, const struct cell *c, jso
     snprintf(repeats, sizeof repeats, "%lld", (long long)a->config.decode_repeats);
     snprintf(threads, sizeof threads, "%lld", (long long)a->config.threads);
     int n = snprintf(key, sizeof key, "%s %lld %s %s %s %s", a->source_hash, (long long)c->G, batch, context, new_tokens, repeats);
+    if (a->config.threads > 0)
+        n += snprintf(key + n, sizeof key - (size_t)n, " threads %s", threads);
     snprintf(record, sizeof record, "%s/decode", p.root);
     TRY(io_mkdirs(record));
     snprintf(record, sizeof record, "%s/decode/g%lld-%016llx.json", p.root, (long long)c->G, (unsigned long long)hash64(key, (size_t)n));
@@ -305,23 +329,18 @@ static enum code run_decode(struct ablation *a)
 
 enum code ablate_run(struct ablation *a)
 {
-    enum code worst = OK;
-    char sentence[512] = "";
     for (int i = 0; i < a->n_cells; i++) {
         struct cell *c = &a->cells[i];
         log_info("cell %d/%d: %lld key/value heads, method %s, alpha %g, seed %lld", i + 1, a->n_cells, (long long)c->G, c->method, c->alpha, (long long)c->seed);
         enum code e = run_cell(a, c);
         if (e == ERR_STOPPED || e == ERR_LOCKED)
             return e;
+        if (e != OK && i == a->baseline) /* nothing could be compared with it */
+            return fail_in(e, "the baseline (the original checkpoint) failed");
         if (e != OK) {
             snprintf(c->error, sizeof c->error, "%s", fail_text());
             log_warn("cell %s failed: %s", c->id, c->error);
-            if (worst == OK)
-                snprintf(sentence, sizeof sentence, "%s", fail_text());
-            worst = worst == OK ? e : worst;
         }
     }
-    if (!a->cells[a->baseline].done)
-        return fail(worst, "the baseline (the original checkpoint) failed: %s", sentence);
     return run_decode(a);
 }

@@ -117,8 +117,15 @@ static void grid_and_report(void **state)
     json_decref(j);
     static const char *const files[] = { "report.html", "report.md", "results.csv" };
     for (i = 0; i < COUNT_OF(files); i++) {
-        char *path = run_file(files[i]);
-        assert_true(io_file_bytes(path) > 500);
+        char *path = run_file(files[i]), *text = NULL;
+        size_t n = 0;
+        assert_ok(io_read_all(path, 1 << 24, &text, &n));
+        assert_true(n > 500);
+        if (i < 2) { /* the page says which machine and command made it */
+            assert_non_null(strstr(text, "gqa-eval ablate "));
+            assert_non_null(strstr(text, ", 1 threads ("));
+        }
+        free(text);
         free(path);
     }
     free(config);
@@ -192,6 +199,18 @@ static void failing_cell_does_not_stop_the_others(void **state)
     free(config);
 }
 
+/* Another tokenizer scores other tokens, so nothing measured with the first may be taken over. */
+static void tokenizer_is_part_of_a_cell(void **state)
+{
+    (void)state;
+    char *config = write_config("t.yaml", "");
+    struct child c = ablate(config, "evaluate.tokenizer=/nonexistent");
+    assert_int_not_equal(c.status, 0);
+    assert_non_null(strstr(c.err, "/nonexistent"));
+    child_free(&c);
+    free(config);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -203,6 +222,11 @@ static void refusals(void **state)
         { "uptrain.model.path=x", 2, "uptrain.model" },
         { "evalute.context=3", 2, "evaluate" },
         { "model.path=/nonexistent", 3, "/nonexistent" },
+        { "evaluate.tasks=[tasks.jsonl]", 4, "not implemented" },
+        { "evaluate.decode.batch=[]", 2, "evaluate.decode.batch" },
+        { "evaluate.decode.new=0", 2, "evaluate.decode.new" },
+        { "evaluate.stride=33", 2, "evaluate.stride" },
+        { "evaluate.data=[/nonexistent.txt]", 3, "baseline" },
     };
     char *config = write_config("r.yaml", "");
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
@@ -225,7 +249,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(grid_and_report, setup),        cmocka_unit_test(second_run_repeats_nothing),
         cmocka_unit_test(damaged_result_is_made_again),        cmocka_unit_test(failing_cell_does_not_stop_the_others),
-        cmocka_unit_test(refusals),
+        cmocka_unit_test(tokenizer_is_part_of_a_cell),         cmocka_unit_test(refusals),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
