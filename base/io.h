@@ -28,6 +28,9 @@ int io_is_dir(const char *path);
 int64_t io_file_bytes(const char *path); /* -1 if not a regular file */
 /* "dir/name" in malloc'ed memory. */
 char *io_join(const char *dir, const char *name);
+/* How to run a program of ours: its path beside the running executable, so that a build directory and an installation each use
+ * their own; else `name` alone, to be looked up in PATH. malloc'ed, NULL when out of memory. */
+char *io_sibling_program(const char *name);
 /* 1 if `name` stays inside the directory it is joined to: relative, no "..", no NUL, not empty. */
 int io_name_is_safe(const char *name);
 /* Sorted names in a directory without . and ..; free with io_names_free. */

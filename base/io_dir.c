@@ -206,3 +206,19 @@ void io_lock_drop(struct io_lock *l)
     }
     l->fd = -1;
 }
+
+char *io_sibling_program(const char *name)
+{
+    char self[4096];
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    self[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(self, '/');
+    if (slash) {
+        *slash = 0;
+        char *beside = io_join(self, name);
+        if (beside && access(beside, X_OK) == 0)
+            return beside;
+        free(beside);
+    }
+    return strdup(name);
+}

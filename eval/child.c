@@ -30,32 +30,8 @@ static int sink_add(struct sink *s, const char *bytes, size_t n)
     return 1;
 }
 
-/* Beside the running program if it is there, so that a build directory and an installation each use their own. */
-static void find_sibling(const char *program, char *path, size_t size)
+static void exec_child(const char *path, char *const *argv, int out, int err)
 {
-    ssize_t n = readlink("/proc/self/exe", path, size - 1);
-    if (n > 0) {
-        path[n] = 0;
-        char *slash = strrchr(path, '/');
-        if (slash && (size_t)(slash + 1 - path) + strlen(program) < size) {
-            snprintf(slash + 1, size - (size_t)(slash + 1 - path), "%s", program);
-            if (access(path, X_OK) == 0)
-                return;
-        }
-    }
-    snprintf(path, size, "%s", program);
-}
-
-static void exec_child(const char *program, const char *const *arguments, int out, int err)
-{
-    char path[4096];
-    char *argv[64];
-    int n = 0;
-    find_sibling(program, path, sizeof path);
-    argv[n++] = (char *)program;
-    for (; *arguments && n < 63; arguments++)
-        argv[n++] = (char *)*arguments;
-    argv[n] = NULL;
     dup2(out, STDOUT_FILENO);
     dup2(err, STDERR_FILENO);
     signal(SIGINT, SIG_DFL);
@@ -127,18 +103,25 @@ static void forward_signal(int signal_number)
         kill((pid_t)running_child, signal_number);
 }
 
-enum code child_program(const char *program, const char *const *arguments, const char *log, char **out)
+static enum code run_child(const char *path, char *const *argv, const char *log, char **out)
 {
+    const char *program = argv[0];
     int o[2] = { -1, -1 }, e[2] = { -1, -1 };
-    if (pipe2(o, O_CLOEXEC) != 0 || pipe2(e, O_CLOEXEC) != 0)
+    if (pipe2(o, O_CLOEXEC) != 0)
         return fail_errno(program, "cannot make a pipe");
+    if (pipe2(e, O_CLOEXEC) != 0) {
+        enum code c = fail_errno(program, "cannot make a pipe");
+        close(o[0]);
+        close(o[1]);
+        return c;
+    }
     struct sigaction ignore = { .sa_handler = SIG_IGN }, forward = { .sa_handler = forward_signal }, old_int, old_term;
     sigaction(SIGINT, &ignore, &old_int); /* the terminal sends it to the child as well */
     sigaction(SIGTERM, &forward, &old_term);
     fflush(NULL);
     pid_t pid = fork();
     if (pid == 0)
-        exec_child(program, arguments, o[1], e[1]);
+        exec_child(path, argv, o[1], e[1]);
     running_child = pid;
     close(o[1]);
     close(e[1]);
@@ -163,8 +146,26 @@ enum code child_program(const char *program, const char *const *arguments, const
     if (c == OK && out) {
         *out = captured.bytes ? captured.bytes : calloc(1, 1);
         captured.bytes = NULL;
+        c = *out ? OK : fail(ERR_MEMORY, "%s: out of memory for its output", program);
     }
     free(captured.bytes);
     free(said.bytes);
+    return c;
+}
+
+enum code child_program(const char *program, const char *const *arguments, const char *log, char **out)
+{
+    char *path = io_sibling_program(program), *argv[64];
+    int n = 0;
+    if (!path)
+        return fail(ERR_MEMORY, "%s: out of memory for its path", program);
+    argv[n++] = (char *)(uintptr_t)program;
+    for (; *arguments; arguments++) {
+        CHECK(n < 63);
+        argv[n++] = (char *)(uintptr_t)*arguments;
+    }
+    argv[n] = NULL;
+    enum code c = run_child(path, argv, log, out);
+    free(path);
     return c;
 }

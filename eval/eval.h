@@ -33,7 +33,7 @@ void session_close(struct session *s);
 #define SESSION_DTYPES "keep|f32|bf16"
 enum dtype session_dtype(int choice, const struct arch *a);
 
-/* The tokenizer asked for: PATH, "bytes", or NULL / "model" for the checkpoint's own (a byte tokenizer when V = 256 and none is there). */
+/* The tokenizer asked for: PATH, "bytes", or NULL / "model" for the checkpoint's own (model_tokenizer). */
 enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokenizer **t) MUST_USE;
 
 /* Sliding-window scoring of a token stream, as people compare perplexities: windows of `context` predictions, each starting `stride`

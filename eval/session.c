@@ -40,16 +40,5 @@ enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokeni
 {
     if (asked && strcmp(asked, "model") != 0)
         return tokenizer_open(t, asked);
-    const struct ckpt_companion *list;
-    int n = ckpt_companions(ck, &list), has_vocab = 0;
-    for (int i = 0; i < n; i++) {
-        if (strcmp(list[i].name, "tokenizer.json") == 0)
-            return tokenizer_parse(t, list[i].bytes, list[i].n, "tokenizer.json");
-        has_vocab |= strcmp(list[i].name, "vocab.json") == 0;
-    }
-    if (has_vocab && io_is_dir(ckpt_path(ck)))
-        return tokenizer_open(t, ckpt_path(ck));
-    if (ckpt_arch(ck)->V == 256)
-        return tokenizer_open(t, "bytes");
-    return fail(ERR_USAGE, "%s has no tokenizer.json; give --tokenizer PATH (or \"bytes\" for a byte-level model)", ckpt_path(ck));
+    return fail_in(model_tokenizer(t, ck), "--tokenizer");
 }

@@ -58,6 +58,10 @@ enum code model_load(struct model *m, struct checkpoint *ck) MUST_USE; /* arch m
 /* Normal(0, sd), output projections (o, down) scaled by 1/sqrt(2L) (Radford 2019), norms 1, biases 0. Stream init per tensor name. */
 enum code model_init(struct model *m, double sd, uint64_t seed) MUST_USE;
 
+/* The tokenizer that lies with a checkpoint: its tokenizer.json, or vocab.json + merges.txt of a directory, or bytes when there is
+ * neither and V = 256. ERR_USAGE when it has none. Free with tokenizer_close. */
+enum code model_tokenizer(struct tokenizer **t, struct checkpoint *ck) MUST_USE;
+
 /* ---- forward and backward ------------------------------------------------------------------------------------------ */
 
 /* Adds this micro-batch's gradients to model_flat().grads, the sum of -ln p to *loss_sum and the valid targets to *count.

@@ -69,24 +69,6 @@ static enum code inputs_hash(const struct command *cmd, const struct options *o,
     return c;
 }
 
-static char *find_program(void)
-{
-    char self[4096];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n > 0) {
-        self[n] = 0;
-        char *slash = strrchr(self, '/');
-        if (slash) {
-            *slash = 0;
-            char *beside = io_join(self, "gqa-convert");
-            if (beside && access(beside, X_OK) == 0)
-                return beside;
-            free(beside);
-        }
-    }
-    return strdup("gqa-convert");
-}
-
 /* The child's results belong to stderr here: our stdout carries our own. */
 static enum code run_child(const struct command *c)
 {
@@ -166,7 +148,7 @@ static enum code convert(struct run *r, const char *program, const char *record)
 
 enum code convert_first(struct run *r)
 {
-    char *program = find_program(), *record = io_join(r->options.output_dir, "converted.json");
+    char *program = io_sibling_program("gqa-convert"), *record = io_join(r->options.output_dir, "converted.json");
     r->converted = io_join(r->options.output_dir, "converted");
     r->source_path = r->converted;
     enum code c = program && record && r->converted ? convert(r, program, record) : fail(ERR_MEMORY, "out of memory for a path");

@@ -15,21 +15,13 @@ static const char *item(const struct config_list *list, int i)
     return ((const char *const *)list->items)[i];
 }
 
-static int ends_with(const char *s, const char *end)
-{
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && strcmp(s + n - k, end) == 0;
-}
-
+/* A path that cannot be read is refused when it is opened, not here. */
 static int is_text(const struct options *o, const char *path)
 {
-    static const char *const ends[] = {".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".text", ".md"};
-    if (o->data.format != DATA_AUTO)
-        return o->data.format == DATA_TEXT || o->data.format == DATA_JSONL;
-    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
-        if (ends_with(path, ends[i]))
-            return 1;
-    return 0;
+    enum data_format f = (enum data_format)o->data.format;
+    if (f == DATA_AUTO && data_detect_format(path, &f) != OK)
+        return 0;
+    return f == DATA_TEXT || f == DATA_JSONL;
 }
 
 static int reads_text(const struct options *o)
@@ -43,20 +35,11 @@ static int reads_text(const struct options *o)
     return 0;
 }
 
-/* The model's tokenizer.json may live inside an .h5, so it is taken from the companions; vocab.json + merges.txt only from a directory. */
 static enum code tokenizer_of_model(struct dataset *d, const struct options *o, struct checkpoint *source)
 {
-    const struct ckpt_companion *list;
     if (!source)
         return fail(ERR_USAGE, "%s: a new model has no tokenizer; set data.tokenizer to a path or to bytes", at(o, "data.tokenizer"));
-    int n = ckpt_companions(source, &list);
-    for (int i = 0; i < n; i++)
-        if (!strcmp(list[i].name, "tokenizer.json"))
-            return tokenizer_parse(&d->tokenizer, list[i].bytes, list[i].n, ckpt_path(source));
-    if (io_is_dir(ckpt_path(source)))
-        return tokenizer_open(&d->tokenizer, ckpt_path(source));
-    return fail(ERR_USAGE, "%s: %s has no tokenizer.json; set data.tokenizer to a path or to bytes", at(o, "data.tokenizer"),
-                ckpt_path(source));
+    return fail_in(model_tokenizer(&d->tokenizer, source), "%s: data.tokenizer", at(o, "data.tokenizer"));
 }
 
 enum code dataset_tokenizer(struct dataset *d, const struct options *o, struct checkpoint *source)
