@@ -64,7 +64,7 @@ typedef enum code attention_fwd_fn(struct device *dev, struct view o, struct vie
 typedef enum code attention_bwd_fn(struct device *dev, struct view dq, struct view dk, struct view dv, struct view dout, struct view o,
                                    struct view lse, struct view q, struct view k, struct view v,
                                    const struct attention_args *args, void *scratch);
-/* Bytes of scratch for the worse of forward and (if bwd) backward at these dims; linear in T and S. */
+/* Bytes of scratch for the worse of forward and (if bwd) backward at these dims or any smaller B, T, S; linear in T and S. */
 typedef size_t attention_scratch_fn(struct device *dev, int64_t B, int64_t T, int64_t S, int64_t H, int64_t G, int64_t D, int bwd);
 
 /* One layer's K/V cache. Its physical layout belongs to the backend: only cache_write and attention_decode touch it. */
@@ -140,6 +140,7 @@ struct xent_args {
  * (p NULL with dx given: head frozen). */
 typedef enum code xent_fn(struct device *dev, double *loss_sum, int64_t *count, struct view logp, struct view dx, struct view dw, struct view x,
                           struct view w, struct view targets, const struct xent_args *args, void *scratch);
+/* Bytes of scratch for N rows or fewer. */
 typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t V);
 
 /* ---- flat ranges ---------------------------------------------------------------------------------------------- */

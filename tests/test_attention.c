@@ -174,6 +174,26 @@ static void test_large_scores(void **state)
     attention_case_close(&p);
 }
 
+/* A model reserves scratch once, for its largest pass; a pass with fewer or shorter sequences must fit in it. */
+static void test_scratch_only_grows(void **state)
+{
+    (void)state;
+    struct device *dev = NULL;
+    struct device_options options = {.threads = 4};
+    assert_ok(cpu_device_open(&dev, &options));
+    static const int64_t G[] = {1, 2, 3, 8}, T[] = {1, 64, 200, 511, 512, 513, 767, 768, 1000, 1023, 1024, 2047, 2048, 3000, 4096, 9000};
+    for (size_t g = 0; g < COUNT_OF(G); g++)
+        for (int64_t B = 1; B <= 9; B++)
+            for (size_t t = 0; t < COUNT_OF(T); t++) {
+                size_t bytes = cpu_attention_scratch(dev, B, T[t], T[t], 24, G[g], 40, 1);
+                if (B > 1)
+                    assert_true(bytes >= cpu_attention_scratch(dev, B - 1, T[t], T[t], 24, G[g], 40, 1));
+                if (t > 0)
+                    assert_true(bytes >= cpu_attention_scratch(dev, B, T[t - 1], T[t - 1], 24, G[g], 40, 1));
+            }
+    cpu_device_close(dev);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -185,6 +205,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_rows_without_keys),
         cmocka_unit_test(test_large_scores),
         cmocka_unit_test(test_attention_every_isa),
+        cmocka_unit_test(test_scratch_only_grows),
     };
     return attention_case_main(argc, argv, tests, COUNT_OF(tests));
 }

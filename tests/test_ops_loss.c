@@ -250,9 +250,25 @@ static void test_backend(void **state)
     assert_true(value == 2 && word == 3);
 }
 
+/* A model reserves scratch once, for its largest pass; a smaller one (the last batch of an evaluation) must fit in it. */
+static void test_xent_scratch_only_grows(void **state)
+{
+    (void)state;
+    struct device *dev = ops_device(host_isa(), 2);
+    static const int64_t vocabularies[] = {256, 1000, 32000, 128000};
+    for (size_t v = 0; v < COUNT_OF(vocabularies); v++)
+        for (int64_t N = 1, largest = 0; N < 2600; N++) {
+            int64_t bytes = (int64_t)cpu_xent_scratch(dev, N, 64, vocabularies[v]);
+            assert_true(bytes >= largest);
+            largest = bytes;
+        }
+    cpu_device_close(dev);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_xent), cmocka_unit_test(test_xent_chunks), cmocka_unit_test(test_adamw),
-                                       cmocka_unit_test(test_flat), cmocka_unit_test(test_backend)};
+                                       cmocka_unit_test(test_flat), cmocka_unit_test(test_backend),
+                                       cmocka_unit_test(test_xent_scratch_only_grows)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

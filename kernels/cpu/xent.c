@@ -11,11 +11,16 @@
 #define CHUNK_ROWS_MAX 1024
 #define CHUNK_ROWS_MIN 16
 
-static int64_t chunk_rows(int64_t N, int64_t V)
+/* Rows of the largest chunk of any pass. */
+static int64_t chunk_rows_most(int64_t V)
 {
     int64_t rows = CHUNK_BYTES / (V * 4) / 16 * 16;
-    rows = rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows < CHUNK_ROWS_MIN ? CHUNK_ROWS_MIN : rows;
-    int64_t chunks = (N + rows - 1) / rows; /* of nearly equal size */
+    return rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows < CHUNK_ROWS_MIN ? CHUNK_ROWS_MIN : rows;
+}
+
+static int64_t chunk_rows(int64_t N, int64_t V)
+{
+    int64_t rows = chunk_rows_most(V), chunks = (N + rows - 1) / rows; /* of nearly equal size */
     if (chunks > 1)
         rows = ((N + chunks - 1) / chunks + 15) / 16 * 16;
     return rows < N ? rows : N;
@@ -27,7 +32,8 @@ size_t cpu_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V)
 {
     (void)dev;
     (void)C;
-    int64_t rows = chunk_rows(N < 1 ? 1 : N, V);
+    int64_t rows = chunk_rows_most(V); /* not chunk_rows(N): fewer rows than N may make larger chunks */
+    rows = N < 1 ? 1 : N < rows ? N : rows;
     return round_64(rows * V * 4) + round_64(V * 4) + round_64(rows * 8);
 }
 
