@@ -37,10 +37,6 @@ static void make_command(struct command *c, const struct options *o, const char 
     c->argv[c->n++] = to;
     add_number(c, "--kv-heads", o->gqa.kv_heads);
     add(c, "--method", o->gqa.method);
-    add(c, "--calibration", o->gqa.calibration);
-    add_number(c, "--calibration-tokens", o->gqa.calibration_tokens);
-    add(c, "--refit", o->gqa.refit && strcmp(o->gqa.refit, "none") != 0 ? o->gqa.refit : NULL);
-    add(c, "--grouping", o->gqa.grouping && strcmp(o->gqa.grouping, "consecutive") != 0 ? o->gqa.grouping : NULL);
     add_number(c, "--seed", o->seed);
     c->argv[c->n++] = "--force";
 }

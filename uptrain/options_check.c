@@ -15,6 +15,19 @@ static int has(const struct options *o, const char *key)
     return config_has(config_root(o->config), key);
 }
 
+/* Keys of conversions that gqa-convert cannot do yet: refused here, so that --plan says it too. */
+static enum code check_gqa(const struct options *o)
+{
+    const struct { const char *key, *value, *only; } later[] = {{"gqa.calibration", o->gqa.calibration, ""}, {"gqa.refit", o->gqa.refit, "none"},
+        {"gqa.grouping", o->gqa.grouping, "consecutive"}};
+    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
+        if (later[i].value && strcmp(later[i].value, later[i].only))
+            return fail(ERR_UNSUPPORTED, "%s: %s: %s comes in a later version; remove the key", at(o, later[i].key), later[i].key, later[i].value);
+    if (o->gqa.calibration_tokens != UNSET_INT)
+        return fail(ERR_UNSUPPORTED, "%s: gqa.calibration_tokens: calibration comes in a later version; remove the key", at(o, "gqa.calibration_tokens"));
+    return OK;
+}
+
 static enum code check_model(const struct options *o)
 {
     const struct { const char *key; int64_t v; } need[] = {{"hidden_size", o->arch.hidden_size}, {"num_hidden_layers", o->arch.layers},
@@ -37,7 +50,7 @@ static enum code check_model(const struct options *o)
                     o->model_path);
     if (has(o, "gqa") && o->gqa.kv_heads == UNSET_INT)
         return fail(ERR_USAGE, "%s: gqa needs num_key_value_heads; remove the gqa block to train the model as it is", at(o, "gqa"));
-    return OK;
+    return check_gqa(o);
 }
 
 static enum code check_batch(struct options *o)
