@@ -42,6 +42,8 @@ static enum code run(int argc, char **argv)
         if (strcmp(argv[1], names[i]) == 0)
             return commands[i].run(argc - 1, argv + 1);
     }
+    if (strcmp(argv[1], "tasks") == 0)
+        return fail(ERR_UNSUPPORTED, "tasks (multiple choice, exact match) is not implemented in this version; perplexity and score are");
     const char *near = config_nearest(argv[1], names, N_COMMANDS);
     return fail(ERR_USAGE, "no command \"%s\"%s%s%s; see gqa-eval --help", argv[1], near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }

@@ -84,8 +84,8 @@ static enum code measure(struct session *s, const struct session_options *so, st
         c = session_model(s, so, (struct model_options){ .B = window_rows(w.context), .T = w.context });
     if (c == OK)
         c = score_windows(s, &tokens, 1, &w, &r);
-    if (c == OK) /* bits per byte need the bytes of exactly the tokens scored: whole files only */
-        print_result(s, o, &w, &r, o->limit == 0 ? tokens_bytes(tokens) : -1);
+    if (c == OK) /* bits per byte need the bytes of exactly the tokens scored: whole files, without a mask */
+        print_result(s, o, &w, &r, o->limit == 0 && !tokens_has_mask(tokens) ? tokens_bytes(tokens) : -1);
     tokens_close(tokens);
     tokenizer_close(tokenizer);
     return c;

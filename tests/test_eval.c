@@ -2,6 +2,7 @@
  * wrong. The arithmetic itself is tested with the model. */
 #include "harness.h"
 #include "small_checkpoint.h"
+#include "data/data.h"
 
 #include <math.h>
 
@@ -101,6 +102,31 @@ static void perplexity_is_the_mean_of_scores(void **state)
     free(model);
     free(text);
     free(lines);
+}
+
+/* The bytes of a file are those of all its tokens: with a mask there is no count of the bytes that were scored. */
+static void masked_tokens_have_no_bits_per_byte(void **state)
+{
+    (void)state;
+    char *model = byte_model("m-model", 6), *path = temp_path("masked.bin");
+    int32_t ids[200];
+    uint8_t mask[200];
+    for (int i = 0; i < 200; i++) {
+        ids[i] = (int32_t)random_int(4, (uint64_t)i, 0, 255);
+        mask[i] = i % 2 == 0;
+    }
+    assert_ok(tokens_write(path, ids, 200, 256, 200, -1, "bytes"));
+    json_t *all = json_of(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
+    temp_write("masked.bin.mask", mask, sizeof mask);
+    json_t *half = json_of(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(all, "tokens")), 199);
+    assert_int_equal(json_integer_value(json_object_get(all, "bytes")), 200);
+    assert_int_equal(json_integer_value(json_object_get(half, "tokens")), 99);
+    assert_true(json_is_null(json_object_get(half, "bits_per_byte")));
+    json_decref(all);
+    json_decref(half);
+    free(model);
+    free(path);
 }
 
 static void stride_gives_more_context(void **state)
@@ -217,6 +243,7 @@ static void refusals(void **state)
         { { "perplexity", "/nonexistent", "--data", text }, 3, "/nonexistent" },
         { { "perplexity", model, "--data", "/nonexistent.txt" }, 3, "/nonexistent.txt" },
         { { "perplexty", model }, 2, "perplexity" },
+        { { "tasks", model }, 4, "not implemented" },
         { { "score", model }, 2, "--tokens" },
         { { "score", model, "--tokens", bad }, 3, "bad.jsonl:2" },
         { { "decode", model, "--batch", "0" }, 2, "--batch" },
@@ -243,7 +270,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(perplexity_is_the_mean_of_scores), cmocka_unit_test(stride_gives_more_context),
         cmocka_unit_test(grouped_equals_repeated_heads),    cmocka_unit_test(decode_rows),
         cmocka_unit_test(generation),                       cmocka_unit_test(nan_is_no_result),
-        cmocka_unit_test(refusals),
+        cmocka_unit_test(masked_tokens_have_no_bits_per_byte), cmocka_unit_test(refusals),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
