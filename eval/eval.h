@@ -36,6 +36,12 @@ enum dtype session_dtype(int choice, const struct arch *a);
 /* The tokenizer asked for: PATH, "bytes", or NULL / "model" for the checkpoint's own (model_tokenizer). */
 enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokenizer **t) MUST_USE;
 
+/* The ids that end a text (stops.c). */
+#define STOPS_MAX 32
+struct stops { int32_t id[STOPS_MAX]; int n; };
+void stops_of(struct stops *s, struct checkpoint *ck);
+int stops_has(const struct stops *s, int32_t id);
+
 /* Sliding-window scoring of a token stream, as people compare perplexities: windows of `context` predictions, each starting `stride`
  * after the last; only predictions not yet scored count. stride = context: disjoint windows. */
 struct window_options { int64_t context, stride, limit /* tokens, 0: all */; int pack, eos; };

@@ -93,6 +93,8 @@ static enum code writer_update(struct writer *w, const int32_t *ids, int64_t n, 
 static enum code run_tokens(struct session *s, const struct options *o, int32_t *ids, int64_t n_prompt, int64_t *n, struct writer *w)
 {
     const struct arch *a = ckpt_arch(s->checkpoint);
+    struct stops stops;
+    stops_of(&stops, s->checkpoint);
     float *logits = malloc((size_t)a->V * sizeof *logits);
     struct candidate *list = malloc((size_t)a->V * sizeof *list);
     enum code c = logits && list ? model_prefill(s->model, ids, 1, n_prompt, logits) : fail(ERR_MEMORY, "out of memory for logits");
@@ -104,7 +106,7 @@ static enum code run_tokens(struct session *s, const struct options *o, int32_t 
         if (c != OK)
             break;
         int32_t id = sample(logits, a->V, o, list, step);
-        if (id == a->eos && !o->ignore_eos)
+        if (stops_has(&stops, id) && !o->ignore_eos)
             break;
         ids[(*n)++] = id;
         c = writer_update(w, ids, *n, 0);

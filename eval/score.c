@@ -183,17 +183,39 @@ static enum code write_line(FILE *f, int64_t index, const int32_t *ids, int64_t 
     return bad ? fail(ERR_IO, "cannot write the result lines") : OK;
 }
 
+/* The length to open the model for, so that a sequence of T tokens gets the rotary tables it would have alone: two scalings follow
+ * the length of the sequence beyond the trained one. Sequences with the same answer share a model. */
+static int64_t length_for(const struct arch *a, int64_t T, int64_t longest)
+{
+    int64_t trained = a->rope.original_max_positions;
+    if (a->pos != POS_ROPE || (a->rope.kind != ROPE_DYNAMIC && a->rope.kind != ROPE_LONGROPE))
+        return longest;
+    if (T <= trained)
+        return trained < longest ? trained : longest;
+    return a->rope.kind == ROPE_DYNAMIC ? T : longest;
+}
+
+static enum code open_for(struct session *s, const struct session_options *so, int64_t T)
+{
+    model_close(s->model);
+    s->model = NULL;
+    return session_model(s, so, (struct model_options){ .B = 1, .T = T });
+}
+
 static enum code score_all(struct session *s, const struct session_options *so, const struct sequences *q, const char *out)
 {
-    int64_t T = q->longest > 1 ? q->longest - 1 : 1;
+    int64_t T = q->longest > 1 ? q->longest - 1 : 1, opened = 0;
     struct batch b = { 0 };
-    TRY(session_model(s, so, (struct model_options){ .B = 1, .T = T }));
     TRY(batch_alloc(&b, 1, T));
     float *logp = malloc((size_t)T * sizeof *logp);
     FILE *f = out ? fopen(out, "w") : stdout;
     enum code c = !logp ? fail(ERR_MEMORY, "out of memory for %lld tokens", (long long)T) : !f ? fail_errno(out, "cannot create") : OK;
     for (int64_t i = 0; c == OK && i < q->count; i++) {
-        c = score_sequence(s->model, q->ids[i], q->n[i], &b, logp);
+        int64_t length = length_for(ckpt_arch(s->checkpoint), q->n[i] - 1, T);
+        if (length != opened)
+            c = open_for(s, so, opened = length);
+        if (c == OK)
+            c = score_sequence(s->model, q->ids[i], q->n[i], &b, logp);
         if (c == OK)
             c = write_line(f, i, q->ids[i], q->n[i], logp);
     }

@@ -225,6 +225,73 @@ static void nan_is_no_result(void **state)
     free(text);
 }
 
+static size_t generated(const char *model, const char *flag)
+{
+    json_t *j = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json", flag));
+    size_t n = json_array_size(json_object_get(j, "ids"));
+    json_decref(j);
+    return n;
+}
+
+/* Every end of a list ends the text; generation_config.json goes before config.json. */
+static void generate_stops(void **state)
+{
+    (void)state;
+    char *model = byte_model("stop-model", 2), file[128];
+    json_t *j = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
+    const json_t *ids = json_object_get(j, "ids");
+    assert_int_equal(json_array_size(ids), 23);
+    json_int_t third = json_integer_value(json_array_get(ids, 5));
+    size_t first = 3;
+    while (json_integer_value(json_array_get(ids, first)) != third)
+        first++;
+    snprintf(file, sizeof file, "{\"eos_token_id\": [255, %lld]}", (long long)third);
+    temp_write("stop-model/generation_config.json", file, strlen(file));
+    assert_int_equal(generated(model, "--json"), first);
+    assert_int_equal(generated(model, "--ignore-eos"), 23);
+    char *path = io_join(model, "config.json"), *text = NULL, *edited = NULL;
+    size_t n = 0;
+    assert_ok(io_read_all(path, 1 << 16, &text, &n));
+    char *null = strstr(text, "\"eos_token_id\": null");
+    assert_non_null(null);
+    assert_true(asprintf(&edited, "%.*s\"eos_token_id\": [255, %lld]%s", (int)(null - text), text, (long long)third, null + 20) > 0);
+    temp_write("stop-model/config.json", edited, strlen(edited));
+    temp_write("stop-model/generation_config.json", "{\"eos_token_id\": 255}", 21);
+    assert_int_equal(generated(model, "--json"), 23);
+    temp_write("stop-model/generation_config.json", "{}", 2);
+    assert_int_equal(generated(model, "--json"), first);
+    json_decref(j);
+    free(path);
+    free(text);
+    free(edited);
+    free(model);
+}
+
+/* Rotary scalings that follow the sequence's length: a short sequence scores the same alone and beside a long one. */
+static void lengths_of_dynamic_positions(void **state)
+{
+    (void)state;
+    static const char *const models[] = {"tests/golden/hf/rope-longrope", "tests/golden/hf/rope-dynamic"};
+    static const char longer[] = "{\"ids\": [1, 21, 7, 7, 30, 11, 19, 4, 33, 2, 40, 41, 8, 9, 13, 17, 25, 6, 12, 14, 3, 22, 10, 35, 36, 5]}\n", shorter[] = "{\"ids\": [1, 21, 7, 30]}\n";
+    char both[512], *alone = temp_path("short.jsonl"), *beside = temp_path("both.jsonl");
+    snprintf(both, sizeof both, "%s%s", longer, shorter);
+    temp_write("short.jsonl", shorter, sizeof shorter - 1);
+    temp_write("both.jsonl", both, strlen(both));
+    for (size_t i = 0; i < COUNT_OF(models); i++) {
+        json_t *want = json_of(EVAL("score", models[i], "--tokens", alone, "--dtype", "f32"));
+        struct child c = EVAL("score", models[i], "--tokens", beside, "--dtype", "f32");
+        assert_int_equal(c.status, 0);
+        json_t *got = json_loads(strchr(c.out, '\n') + 1, 0, NULL);
+        assert_non_null(got);
+        assert_true(fabs(number(got, "sum") - number(want, "sum")) < 1e-5);
+        json_decref(want);
+        json_decref(got);
+        child_free(&c);
+    }
+    free(alone);
+    free(beside);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -270,7 +337,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(perplexity_is_the_mean_of_scores), cmocka_unit_test(stride_gives_more_context),
         cmocka_unit_test(grouped_equals_repeated_heads),    cmocka_unit_test(decode_rows),
         cmocka_unit_test(generation),                       cmocka_unit_test(nan_is_no_result),
-        cmocka_unit_test(masked_tokens_have_no_bits_per_byte), cmocka_unit_test(refusals),
+        cmocka_unit_test(masked_tokens_have_no_bits_per_byte),
+        cmocka_unit_test(generate_stops),                   cmocka_unit_test(lengths_of_dynamic_positions),
+        cmocka_unit_test(refusals),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

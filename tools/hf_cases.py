@@ -107,3 +107,9 @@ def logprob(model, ids):
         logits = model(torch.tensor([ids[:-1]])).logits[0].double()
     return torch.log_softmax(logits, -1)[torch.arange(len(ids) - 1), ids[1:]].tolist()
 
+
+
+def ends(model):
+    """The ids that end a text."""
+    eos = model.generation_config.eos_token_id
+    return eos if isinstance(eos, list) else [eos]
