@@ -169,8 +169,9 @@ demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table 
 	@$(MAKE) --no-print-directory all
 	@tools/demo
 
-bench: all $(BENCH) ## every benchmark program and script of tools/bench, briefly
-	@for b in $(BENCH) $(wildcard tools/bench/bench_*.sh); do echo "== $$b"; BUILD=$(OUT) $$b || exit 1; done
+bench: all $(BENCH) $(TOOLS) ## every benchmark program and script of tools/bench, briefly
+	@for b in $(BENCH) "tools/bench/convert-vs-cp 1 3" "tools/bench/train-vs-torch 1 --steps 3"; do \
+	  echo "== $$b"; BUILD=$(OUT) $$b || exit 1; done
 
 # Fuzzers are built with clang, beside everything else; warnings are the other builds' business. OpenMP is off in them
 # (clang's runtime may be absent): pragmas are ignored, and the omp_ functions come from gcc's runtime.

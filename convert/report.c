@@ -63,6 +63,7 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     json_object_set_new(j, "loss_after", json_null());
     if (out) {
         json_object_set_new(j, "seconds", json_real(out->seconds));
+        json_object_set_new(j, "peak_memory_bytes", json_integer(host_peak_rss()));
         json_object_set_new(j, "nonfinite_copied", json_integer(out->nonfinite_copied));
     }
     return j;
