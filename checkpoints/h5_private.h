@@ -36,6 +36,5 @@ enum code h5_fail(struct h5_file *f, enum code code, const char *name, const cha
 enum code h5_io_check(struct h5_file *f) MUST_USE;
 hid_t h5_set_open(struct h5_file *f, const char *name); /* cached; do not close */
 void h5_sets_close(struct h5_file *f);
-enum code h5_set_info(hid_t set, const char *where, struct h5_array *a) MUST_USE;
 
 #endif
