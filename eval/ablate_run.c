@@ -46,70 +46,66 @@ static enum code convert_step(const struct ablation *a, struct cell *c, const st
     return OK;
 }
 
+struct loss_sums { double nats, tokens, variance, bits, bytes; };
+
+/* Adds the result of gqa-eval perplexity on one file. An absent number is an error: read as 0 it would be the best loss there is. */
+static enum code sums_add(struct loss_sums *s, const json_t *j)
+{
+    static const char where[] = "gqa-eval perplexity";
+    double tokens, loss, se, bits = 0, bytes = 0;
+    TRY(json_need_f64(j, where, "tokens", &tokens));
+    TRY(json_need_f64(j, where, "nats_per_token", &loss));
+    TRY(json_need_f64(j, where, "stderr", &se));
+    TRY(json_want_f64(j, where, "bits_per_byte", &bits));
+    TRY(json_want_f64(j, where, "bytes", &bytes));
+    s->nats += loss * tokens;
+    s->tokens += tokens;
+    s->variance += se * se * tokens * tokens;
+    s->bits += bits * bytes;
+    s->bytes += bytes;
+    return OK;
+}
+
+static enum code perplexity_of(const struct ablation *a, const char *checkpoint, const char *data, const char *log, struct loss_sums *sums)
+{
+    const struct ablate_config *c = &a->config;
+    char context[24], stride[24], limit[24], threads[24], *out = NULL;
+    snprintf(context, sizeof context, "%lld", (long long)c->context);
+    snprintf(stride, sizeof stride, "%lld", (long long)c->stride);
+    snprintf(limit, sizeof limit, "%lld", (long long)c->limit);
+    snprintf(threads, sizeof threads, "%lld", (long long)c->threads);
+    /* f32: differences of 0.01 nats are what the report is about */
+    const char *arguments[24] = { "perplexity", checkpoint, "--json", "--data", data, "--context", context, "--stride", stride, "--limit", limit,
+                                  "--threads", threads, "--device", c->device, "--dtype", "f32" };
+    int n = 17;
+    if (c->tokenizer) {
+        arguments[n++] = "--tokenizer";
+        arguments[n++] = c->tokenizer;
+    }
+    if (c->pack)
+        arguments[n++] = "--pack";
+    TRY(child_program("gqa-eval", arguments, log, &out));
+    json_t *j = NULL;
+    enum code e = json_parse_object(out, strlen(out), "gqa-eval perplexity", &j);
+    free(out);
+    if (e == OK)
+        e = sums_add(sums, j);
+    json_decref(j);
+    return e;
+}
+
 /* Runs gqa-eval perplexity into `record` unless it is there. Several files of data are averaged by their tokens. */
 static enum code perplexity_step(const struct ablation *a, const char *checkpoint, const char *record, const char *log, json_t **result)
 {
     if (io_exists(record))
         return json_read_file(record, RESULT_LIMIT, result);
-    char context[24], stride[24], limit[24], threads[24];
-    snprintf(context, sizeof context, "%lld", (long long)a->config.context);
-    snprintf(stride, sizeof stride, "%lld", (long long)a->config.stride);
-    snprintf(limit, sizeof limit, "%lld", (long long)a->config.limit);
-    snprintf(threads, sizeof threads, "%lld", (long long)a->config.threads);
-    double nats = 0, tokens = 0, bits = 0, bytes = 0, variance = 0;
-    for (int i = 0; i < a->config.data.n; i++) {
-        const char *arguments[24];
-        int n = 0;
-        arguments[n++] = "perplexity";
-        arguments[n++] = checkpoint;
-        arguments[n++] = "--data";
-        arguments[n++] = ((const char *const *)a->config.data.items)[i];
-        arguments[n++] = "--context";
-        arguments[n++] = context;
-        arguments[n++] = "--stride";
-        arguments[n++] = stride;
-        arguments[n++] = "--limit";
-        arguments[n++] = limit;
-        arguments[n++] = "--threads";
-        arguments[n++] = threads;
-        arguments[n++] = "--device";
-        arguments[n++] = a->config.device;
-        arguments[n++] = "--dtype";
-        arguments[n++] = "f32"; /* differences of 0.01 nats are what the report is about */
-        if (a->config.tokenizer) {
-            arguments[n++] = "--tokenizer";
-            arguments[n++] = a->config.tokenizer;
-        }
-        if (a->config.pack)
-            arguments[n++] = "--pack";
-        arguments[n++] = "--json";
-        arguments[n] = NULL;
-        char *out = NULL;
-        json_t *j = NULL;
-        TRY(child_program("gqa-eval", arguments, log, &out));
-        enum code e = json_parse_object(out, strlen(out), "gqa-eval perplexity", &j);
-        free(out);
-        TRY(e);
-        double t = 0, loss = 0, se = 0;
-        e = json_need_f64(j, "gqa-eval perplexity", "tokens", &t);
-        if (e == OK)
-            e = json_need_f64(j, "gqa-eval perplexity", "nats_per_token", &loss); /* absent must not count as 0: the best loss there is */
-        if (e == OK)
-            e = json_need_f64(j, "gqa-eval perplexity", "stderr", &se);
-        if (e != OK) {
-            json_decref(j);
-            return e;
-        }
-        nats += loss * t;
-        tokens += t;
-        variance += se * se * t * t;
-        bits += json_number_value(json_object_get(j, "bits_per_byte")) * json_number_value(json_object_get(j, "bytes"));
-        bytes += json_number_value(json_object_get(j, "bytes"));
-        json_decref(j);
-    }
-    *result = json_pack("{s:f, s:f, s:f, s:f}", "tokens", tokens, "nats_per_token", nats / tokens, "stderr", __builtin_sqrt(variance) / tokens, "bytes", bytes);
-    if (bytes > 0)
-        json_object_set_new(*result, "bits_per_byte", json_real(bits / bytes));
+    struct loss_sums s = { 0 };
+    for (int i = 0; i < a->config.data.n; i++)
+        TRY(perplexity_of(a, checkpoint, ((const char *const *)a->config.data.items)[i], log, &s));
+    *result = json_pack("{s:f, s:f, s:f, s:f}", "tokens", s.tokens, "nats_per_token", s.nats / s.tokens, "stderr", __builtin_sqrt(s.variance) / s.tokens, "bytes",
+                        s.bytes);
+    if (s.bytes > 0)
+        json_object_set_new(*result, "bits_per_byte", json_real(s.bits / s.bytes));
     return json_write_file(record, *result);
 }
 
