@@ -109,6 +109,7 @@ static enum code measure(struct session *s, struct session_options *so, const st
     return c;
 }
 
+/* Without meaning when the bandwidth could not be measured (0). */
 static double row_share(const struct row *r) { return r->bytes / (r->ms * 1e-3) / r->bandwidth; }
 
 static void print_rows(struct session *s, const struct options *o, enum dtype cache, const struct row *rows, int n)
@@ -125,11 +126,11 @@ static void print_rows(struct session *s, const struct options *o, enum dtype ca
     json_t *j = json_result("decode", s->backend->device_name(s->device)), *list = json_array();
     json_object_set_new(j, "checkpoint", json_string(ckpt_path(s->checkpoint)));
     for (int i = 0; i < n; i++)
-        json_array_append_new(list, json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:f, s:f}", "batch", (json_int_t)rows[i].batch, "context",
+        json_array_append_new(list, json_pack("{s:I, s:I, s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:o, s:f}", "batch", (json_int_t)rows[i].batch, "context",
                                               (json_int_t)rows[i].context, "new", (json_int_t)o->new_tokens, "prefill_tok_s", rows[i].prefill,
                                               "decode_tok_s", (double)rows[i].batch / rows[i].ms * 1e3, "ms_per_token", rows[i].ms, "stdev",
                                               rows[i].sd, "kv_bytes_per_token", (json_int_t)kv, "bytes_read", rows[i].bytes, "bandwidth_share",
-                                              row_share(&rows[i]), "measured_bandwidth", rows[i].bandwidth));
+                                              rows[i].bandwidth > 0 ? json_real(row_share(&rows[i])) : json_null(), "measured_bandwidth", rows[i].bandwidth));
     json_object_set_new(j, "rows", list);
     json_print(j, 2);
     json_decref(j);
