@@ -10,9 +10,9 @@
 #include <immintrin.h>
 #include <omp.h>
 
-/* MC x KC of a (3 MiB) stays in the shared cache, KC x NC of b (576 KiB) in a second cache of 1 MiB. Prefetch distances in steps
+/* MC x KC of a (3.1 MiB; 1036 rows, so that 1024 make one block) stays in the shared cache, KC x NC of b (576 KiB) in a second cache of 1 MiB. Prefetch distances in steps
  * of k: a comes from the shared cache, b from the second one. */
-enum { MR = 14, NR = 32, MC = MR * 72, KC = 768, NC = NR * 6, AHEAD_A = 48, AHEAD_B = 4 };
+enum { MR = 14, NR = 32, MC = MR * 74, KC = 768, NC = NR * 6, AHEAD_A = 48, AHEAD_B = 4 };
 
 size_t cpu_gemm_avx512_bytes(int threads)
 {
