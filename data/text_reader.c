@@ -118,6 +118,13 @@ static enum code next_text(struct text_reader *r, const char **text, size_t *n) 
     }
 }
 
+/* The document has no NUL after it. */
+static int is_blank(const char *line, size_t n) {
+    while (n > 0 && (line[n - 1] == ' ' || line[n - 1] == '\t' || line[n - 1] == '\r' || line[n - 1] == '\n'))
+        n--;
+    return n == 0;
+}
+
 static enum code next_json(struct text_reader *r, const char **text, size_t *n) {
     *text = NULL;
     *n = 0;
@@ -126,7 +133,7 @@ static enum code next_json(struct text_reader *r, const char **text, size_t *n) 
         TRY(read_line(r, &length));
         if (length == 0)
             return OK;
-        if (strspn(r->document.p, " \t\r\n") >= length)
+        if (is_blank(r->document.p, length))
             continue;
         json_error_t error;
         json_decref(r->object);
