@@ -219,7 +219,7 @@ coverage: ## line coverage of base, checkpoints, convert, model and kernels/cpu,
 	@gcovr -r . --object-directory build/cov $(foreach d,$(COVERED),-f '$(d)/[^/]*\.c$$') --exclude-unreachable-branches \
 	  --gcov-ignore-parse-errors
 
-format: ## clang-format over the C files
+format: ## clang-format over the C files (style in .clang-format)
 	clang-format -i $$(git ls-files '*.c' '*.h')
 
 clean: ## remove build/
