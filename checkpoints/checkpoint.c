@@ -125,18 +125,37 @@ int ckpt_companions(const struct checkpoint *ck, const struct ckpt_companion **l
 
 /* ---- writing ------------------------------------------------------------------------------------------------------ */
 
-enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target)
+static enum code form_of_target(const char *path, const struct ckpt_form **form)
 {
-    *w = NULL;
     for (int pass = 0; pass < 2; pass++) /* forms that claim by extension first, then the one that takes the rest */
         for (int f = 0; f < N_FORMS; f++)
-            if (FORMS[f]->claims && (FORMS[f] == &form_hf) == pass && FORMS[f]->claims(target->path)) {
-                enum code c = FORMS[f]->create(w, target);
-                if (c != OK)
-                    *w = NULL;
-                return c;
+            if (FORMS[f]->claims && (FORMS[f] == &form_hf) == pass && FORMS[f]->claims(path)) {
+                *form = FORMS[f];
+                return OK;
             }
-    return fail(ERR_USAGE, "%s: a target is a directory name (Hugging Face) or a name ending in .h5", target->path);
+    return fail(ERR_USAGE, "%s: a target is a directory name (Hugging Face) or a name ending in .h5", path);
+}
+
+enum code ckpt_target_check(const struct ckpt_target *target)
+{
+    const struct ckpt_form *form;
+    TRY(form_of_target(target->path, &form));
+    TRY(target_check(target->path, target->source ? target->source->path : NULL, target->force));
+    char *text = NULL; /* what config.json cannot say is refused here too */
+    enum code c = form == &form_hf ? arch_to_config_json(target->arch, target->dtype == DT_NONE ? target->arch->dtype : target->dtype, &text) : OK;
+    free(text);
+    return c;
+}
+
+enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target)
+{
+    const struct ckpt_form *form;
+    *w = NULL;
+    TRY(form_of_target(target->path, &form));
+    enum code c = form->create(w, target);
+    if (c != OK)
+        *w = NULL;
+    return c;
 }
 
 int ckpt_writer_count(const struct ckpt_writer *w) { return w->n_tensors; }

@@ -69,6 +69,8 @@ struct ckpt_target {
 };
 /* Refuses (ERR_USAGE) an existing target without force, a target inside or equal to the source, another extension than known.
  * Everything goes to PATH.tmp-PID next to it. Disk space is checked first (ERR_IO with needed and free). */
+/* The refusals alone, without writing anything: what a dry run asks. Disk space is not part of it. */
+enum code ckpt_target_check(const struct ckpt_target *target) MUST_USE;
 enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target) MUST_USE;
 /* Tensors in the order the writer will store them, with their result dtype; walk this order to write sequentially. */
 int ckpt_writer_count(const struct ckpt_writer *w);

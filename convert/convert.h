@@ -68,6 +68,8 @@ struct outcome {
 };
 void outcome_free(struct outcome *o);
 
+/* What opening the target would refuse; writes nothing. */
+enum code stream_check(struct checkpoint *source, const struct plan *plan, const struct options *o) MUST_USE;
 /* Everything from opening the writer to the finished target. */
 enum code stream_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, struct outcome *out) MUST_USE;
 

@@ -75,8 +75,8 @@ static enum code convert_run(const struct options *o)
     struct outcome out = { 0 };
     TRY(ckpt_open(&source, o->source, &open_options));
     enum code c = plan_make(&plan, source, o);
-    if (c == OK && !o->dry_run)
-        c = stream_convert(source, &plan, o, &out);
+    if (c == OK)
+        c = o->dry_run ? stream_check(source, &plan, o) : stream_convert(source, &plan, o, &out);
     if (c == OK && o->json) {
         json_t *j = report_convert(source, &plan, o, o->dry_run ? NULL : &out);
         json_print(j, 2);

@@ -154,11 +154,22 @@ static json_t *provenance_facts(struct checkpoint *source, const struct plan *pl
     return facts;
 }
 
+static struct ckpt_target target_of(struct checkpoint *source, const struct plan *plan, const struct options *o)
+{
+    return (struct ckpt_target){ o->target, &plan->arch, source, options_dtype(o), o->shard_mb * 1000000, o->force, o->compress };
+}
+
+enum code stream_check(struct checkpoint *source, const struct plan *plan, const struct options *o)
+{
+    struct ckpt_target target = target_of(source, plan, o);
+    return ckpt_target_check(&target);
+}
+
 enum code stream_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, struct outcome *out)
 {
     double start = host_seconds();
     TRY(outcome_init(out, source, plan));
-    struct ckpt_target target = { o->target, &plan->arch, source, options_dtype(o), o->shard_mb * 1000000, o->force, o->compress };
+    struct ckpt_target target = target_of(source, plan, o);
     struct ckpt_writer *w = NULL;
     TRY(ckpt_create(&w, &target));
     struct hasher hasher = { ckpt_path(source), out->inputs, out->n_inputs, OK, "" };

@@ -281,6 +281,15 @@ static void dry_run_and_json(void **state)
     assert_int_equal(c.status, 0);
     assert_false(io_exists(dst));
     child_free(&c);
+    c = CONVERT(src, dst, "--kv-heads-per-layer", "3,1", "--dry-run"); /* what the real run refuses, the dry one does */
+    assert_int_equal(c.status, 4);
+    child_free(&c);
+    c = CONVERT(src, src, "--dry-run", "--force");
+    assert_int_equal(c.status, 2);
+    child_free(&c);
+    c = CONVERT(src, "model.gguf", "--dry-run");
+    assert_int_equal(c.status, 2);
+    child_free(&c);
     c = CONVERT(src, dst, "--kv-heads", "2", "--json");
     json_t *j = json_loads(c.out, 0, NULL);
     assert_string_equal(json_string_value(json_object_get(j, "schema")), "gqakit/convert/1");
