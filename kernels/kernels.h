@@ -7,7 +7,9 @@
  * Query head h reads key/value head h / R.
  *
  * Conventions: argument order is outputs, inputs, dims, scalars. Tensors are `struct view`s, row-major with any row stride
- * (the last axis has stride 1). On the CPU activations are f32; weights may be f32 or bf16 where an operation says so.
+ * (the last axis has stride 1). On the CPU activations are f32; weights may be f32 or bf16 where an operation says so. On CUDA
+ * activations and matrices are both f32 or both bf16; vectors (norm weights, biases, the position table) and gradients of
+ * parameters are f32.
  * Statistics and log-sum-exp are f32, loss sums f64. Every function returns a code; an unsupported dtype, shape or mask is
  * ERR_UNSUPPORTED with a sentence and leaves the outputs alone. "Accumulates" means += . No operation allocates: what
  * it needs beyond per-thread tiles is the `scratch` argument, sized by the matching *_scratch slot.
@@ -86,7 +88,7 @@ typedef size_t attention_decode_scratch_fn(struct device *dev, int64_t B, int64_
 /* ---- dense ---------------------------------------------------------------------------------------------------- */
 
 /* c = alpha * op(a) op(b) + beta * c (+ bias on every row). 2-d views, op = transpose when the flag is set.
- * c f32 [M,Nc]; a f32; b f32, or bf16 when trans_b (a weight [out,in]). Few rows (decode) take our own matrix-vector kernels,
+ * c f32 [M,Nc]; a f32; b f32, or bf16 when trans_b (a weight [out,in]). CUDA: a and b alike, f32 or bf16; c f32 or a's type. Few rows (decode) take our own matrix-vector kernels,
  * many take the BLAS. bias f32 [Nc] or p NULL. */
 typedef enum code matmul_fn(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int trans_a, int trans_b,
                             float alpha, float beta);
@@ -149,17 +151,28 @@ typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t
 #define SUMSQ_BLOCK 65536
 typedef enum code sumsq_fn(struct device *dev, double *partial, const float *x, int64_t n);
 
+/* From the partials, added in order: norm = sqrt(sum); skip = 1 when the norm or *loss_sum is not finite; clip = min(1, max_norm / norm)
+ * (max_norm 0, or skip: 1). All pointers but max_norm are device memory: nothing waits for the device. */
+typedef enum code grad_clip_fn(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
+                               const double *loss_sum, float max_norm);
+
 struct adamw_args {
     float lr, beta1, beta2, eps, weight_decay; /* weight_decay already 0 for ranges that do not decay */
     int64_t step;       /* 1-based, for bias correction */
     const float *clip;  /* device memory: factor on every gradient, min(1, max_norm / norm) */
     const int32_t *skip; /* device memory: non-zero leaves p, m, v as they are (gradients are still zeroed) */
     int zero_grad;      /* 1: g becomes 0 in the same pass */
+    /* bf16 training (CUDA): the working copy of p, written in the same pass; NULL: none. With p (f32 master weights) it is p to
+     * nearest. With p NULL it is the only copy: read, updated and rounded stochastically with f(seed, step, first + i). */
+    uint16_t *low;
+    uint64_t seed;
+    int64_t first; /* index of p[0] in the flat range */
 };
 /* Decoupled weight decay (Loshchilov, Hutter 2019, alg. 2), one fused pass over n f32 elements. */
 typedef enum code adamw_fn(struct device *dev, float *p, float *g, float *m, float *v, int64_t n, const struct adamw_args *args);
 typedef enum code axpy_fn(struct device *dev, float *y, const float *x, float a, int64_t n); /* y += a x */
 typedef enum code fill_fn(struct device *dev, float *y, float a, int64_t n);
+typedef enum code cast_fn(struct device *dev, void *y, enum dtype y_type, const void *x, enum dtype x_type, int64_t n); /* f32 <-> bf16, or a copy */
 
 /* ---- device --------------------------------------------------------------------------------------------------- */
 
@@ -175,11 +188,20 @@ typedef const char *device_name_fn(struct device *dev); /* "cpu AVX-512, 2 threa
 typedef double probe_bandwidth_fn(struct device *dev);
 typedef double probe_flops_fn(struct device *dev);
 
+/* Recording a fixed sequence of operations, to run it again with one call (CUDA graphs): arguments are frozen, memory contents are not.
+ * A backend without it sets *recording = 0, operations run as they are called, and graph_end leaves NULL. */
+struct graph;
+typedef enum code graph_begin_fn(struct device *dev, int *recording);
+typedef enum code graph_end_fn(struct device *dev, struct graph **graph);
+typedef enum code graph_run_fn(struct device *dev, struct graph *graph);
+typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is fine */
+
 #define KERNEL_OPS(X)                                                                                                            \
     X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name)                  \
     X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(attention_decode)                    \
     X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd)     \
-    X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(adamw) X(axpy) X(fill) X(probe_bandwidth) X(probe_flops)
+    X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
+    X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)
 
 #define KERNEL_MEMBER(op) op##_fn *op;
 struct backend {
@@ -188,6 +210,7 @@ struct backend {
 };
 #define KERNEL_PROTOTYPE(op) op##_fn cpu_##op;
 KERNEL_OPS(KERNEL_PROTOTYPE)
+const struct backend *cuda_backend(void); /* builds with nvcc only */
 
 /* "auto", "cpu" or "cuda". ERR_DEVICE when asked for a device this build or machine lacks, saying why. */
 enum code backend_find(const char *name, const struct backend **backend) MUST_USE;

@@ -15,10 +15,25 @@ enum code cpu_sumsq(struct device *dev, double *partial, const float *x, int64_t
     return OK;
 }
 
+enum code cpu_grad_clip(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
+                        const double *loss_sum, float max_norm)
+{
+    (void)dev;
+    double sum = 0;
+    for (int64_t i = 0; i < n_partials; i++)
+        sum += partial[i];
+    *norm = sqrt(sum);
+    *skip = !isfinite(*norm) || !isfinite(*loss_sum);
+    *clip = *skip == 0 && max_norm > 0 && *norm > (double)max_norm ? (float)((double)max_norm / *norm) : 1.0f;
+    return OK;
+}
+
 enum code cpu_adamw(struct device *dev, float *p, float *g, float *m, float *v, int64_t n, const struct adamw_args *args)
 {
     if (args->step < 1)
         return fail(ERR_INTERNAL, "adamw: step %lld, must be at least 1", (long long)args->step);
+    if (p == NULL || args->low != NULL)
+        return fail(ERR_UNSUPPORTED, "adamw: the CPU backend trains f32 parameters only");
     if (args->skip != NULL && *args->skip != 0)
         return args->zero_grad ? cpu_fill(dev, g, 0, n) : OK;
     const double bc1 = 1 - pow((double)args->beta1, (double)args->step), bc2 = 1 - pow((double)args->beta2, (double)args->step);
@@ -55,6 +70,17 @@ enum code cpu_fill(struct device *dev, float *y, float a, int64_t n)
     {
         struct range r = cpu_range(n, 16, omp_get_num_threads(), omp_get_thread_num());
         dev->loops->fill(y + r.lo, a, r.hi - r.lo);
+    }
+    return OK;
+}
+
+enum code cpu_cast(struct device *dev, void *y, enum dtype y_type, const void *x, enum dtype x_type, int64_t n)
+{
+    const int64_t wide = (int64_t)dtype_bytes(y_type), from = (int64_t)dtype_bytes(x_type);
+#pragma omp parallel num_threads(cpu_team(dev, n * (wide + from)))
+    {
+        struct range r = cpu_range(n, 16, omp_get_num_threads(), omp_get_thread_num());
+        convert_elements((char *)y + r.lo * wide, y_type, (const char *)x + r.lo * from, x_type, (size_t)(r.hi - r.lo));
     }
     return OK;
 }

@@ -78,6 +78,32 @@ enum code cpu_device_sync(struct device *dev)
     return OK;
 }
 
+/* The CPU records nothing: its operations are calls already. */
+enum code cpu_graph_begin(struct device *dev, int *recording)
+{
+    (void)dev;
+    *recording = 0;
+    return OK;
+}
+
+enum code cpu_graph_end(struct device *dev, struct graph **graph)
+{
+    (void)dev;
+    *graph = NULL;
+    return OK;
+}
+
+enum code cpu_graph_run(struct device *dev, struct graph *graph)
+{
+    (void)dev, (void)graph;
+    return fail(ERR_INTERNAL, "graph_run: the CPU backend records no graphs");
+}
+
+void cpu_graph_free(struct device *dev, struct graph *graph)
+{
+    (void)dev, (void)graph;
+}
+
 const char *cpu_device_name(struct device *dev) { return dev->name; }
 
 enum code cpu_check(const char *op, const char *name, struct view x, enum dtype dtype, int nd, int64_t n0, int64_t n1, int optional)
