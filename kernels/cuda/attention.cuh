@@ -26,7 +26,7 @@ struct attention_problem {
     float scale;
     int deterministic;
     /* Backward scratch, carved by attention.cu: rowsum(dO * O) f32 [B,H,Tp] and, when not deterministic, dQ's accumulator f32
-     * [B,H,Tp,Dp], both zeroed by whoever uses them; Tp = T rounded up to 128, Dp = D's tile (64, 96, 128, 256). */
+     * [B,H,Tp,Dp] (attention_delta fills the one and zeroes the other); Tp = T rounded up to 128, Dp = D's tile (64, 96, 128, 256). */
     float *delta, *dq_sum;
     int64_t Tp, Dp;
 };
@@ -73,9 +73,10 @@ enum code attention_fwd_sm80(struct device *dev, const attention_problem &p);
 enum code attention_bwd_sm80(struct device *dev, const attention_problem &p);
 enum code attention_fwd_sm90(struct device *dev, const attention_problem &p);
 enum code attention_bwd_sm90(struct device *dev, const attention_problem &p);
-/* delta = rowsum(dout * o), f32; shared by the backward kernels (attention_delta.cu). */
+/* delta = rowsum(dout * o), f32; rows from T to Tp are 0. Also zeroes dq_sum, whole, for bf16 when not deterministic: then the backward
+ * kernels may add to it at once (attention_delta.cu). */
 enum code attention_delta(struct device *dev, const attention_problem &p, enum dtype type);
-/* dq = dq_sum in bf16 (attention_delta.cu). */
+/* dq = dq_sum in bf16, rows [0,T), columns [0,D): the sum already carries the softmax scale (attention_delta.cu). */
 enum code attention_dq_store(struct device *dev, const attention_problem &p);
 
 } // namespace CUDA_NS
