@@ -15,7 +15,9 @@ struct device *case_device(void);
  * No GPU: prints why and ends the program as skipped. */
 int case_open(void **state);
 int case_close(void **state);
-/* Executor only: reopen as generation 80 or 90. On a GPU returns 0 when the device is of another generation (skip that case). */
+/* main of a device test: opens, runs, closes. int main(int argc, char **argv) { return case_main(argc, argv, tests, COUNT_OF(tests)); } */
+int case_main(int argc, char **argv, const struct CMUnitTest *tests, size_t n);
+/* Reopens as generation 80 or 90 (what was uploaded is freed). 0 on a GPU that is older: skip that case; a newer GPU runs the older kernels. */
 int case_arch(int arch);
 
 /* A tensor in device memory, an allocation of its own with unreadable bytes on both sides in the executor. `x` is rounded in
