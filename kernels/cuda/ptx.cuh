@@ -12,11 +12,18 @@ namespace CUDA_NS {
 /* A TMA descriptor (CUtensorMap on the GPU). Passed by value: `const __grid_constant__ tensor_map m`. */
 struct alignas(64) tensor_map { uint64_t opaque[16]; };
 
-/* "Matrix Descriptor Format" of wgmma. Byte offsets are multiples of 16. swizzle: the width in bytes, 128, 64, 32 or 0 (none).
- *   K-major tile (rows of the M or N axis, K contiguous): SBO = bytes between groups of 8 rows (8 x swizzle width when
- *     packed); LBO is not used with a swizzle. The next K step of 16 bf16 starts 32 bytes later.
- *   MN-major tile (transposed operand: the M or N axis contiguous): a panel is swizzle/2 elements wide; LBO = bytes between
- *     panels, SBO = bytes between groups of 8 K rows. */
+/* "Matrix Descriptor Format" of wgmma (PTX ISA 9.0, 9.7.15.5.1.2.2; strides: 9.7.15.5.1.2.1.3 "Canonical Layouts"). Byte offsets are
+ * multiples of 16 below 2^18. swizzle: the width in bytes, 128, 64, 32 or 0 (none).
+ *   K-major tile (rows of the M or N axis, K contiguous, a row is swizzle bytes): SBO = bytes between groups of 8 rows (8 x swizzle
+ *     when packed); LBO is not used. The next K step of 16 bf16 starts 32 bytes later, up to the swizzle width.
+ *   MN-major tile (transposed operand: the M or N axis contiguous): a panel is swizzle/2 elements wide, one swizzle width per K row;
+ *     LBO = bytes between panels (not used when one holds all of M or N), SBO = bytes between groups of 8 K rows (8 x swizzle when
+ *     packed). The next K step of 16 starts 2 SBO later. The tables show whole panels only; that N may end inside the last one (80 in
+ *     panels of 64) follows from the addresses.
+ *   swizzle 0 (8 x 16-byte core matrices): K-major LBO = between the two along K, SBO = between groups of 8 rows; MN-major the other
+ *     way round, LBO = between groups of 8 K rows, SBO = between 8-wide panels. Public code contradicts this table: avoid it.
+ * The swizzle acts on bits of the shared address. The base offset (bits 49-51) is 0 here: the pattern starts at a multiple of 8 x swizzle
+ * bytes, so a tile starts in row 0 of a pattern (a multiple of that, plus the K step or panel column within the swizzle width). */
 __host__ __device__ __forceinline__ uint64_t wgmma_descriptor(uint32_t smem, uint32_t lbo, uint32_t sbo, int swizzle)
 {
     uint64_t mode = swizzle == 128 ? 1 : swizzle == 64 ? 2 : swizzle == 32 ? 3 : 0;
