@@ -35,6 +35,7 @@ enum code arena_reserve(struct arena *a, const char *name, size_t bytes)
     a->used = 0;
     a->capacity = bytes;
     a->name = name;
+    a->host = 1;
     ASAN_POISON_MEMORY_REGION(a->base, a->capacity);
     return OK;
 }
@@ -48,6 +49,8 @@ void *arena_carve(struct arena *a, size_t bytes)
         return NULL;
     CHECK(a->used <= a->capacity);
     char *p = a->base + start;
+    if (!a->host)
+        return p;
     ASAN_UNPOISON_MEMORY_REGION(p, padded);
     memset(p + bytes, 0, padded - bytes); /* after a rewind the bytes may be old */
     return p;
@@ -56,7 +59,7 @@ void *arena_carve(struct arena *a, size_t bytes)
 void arena_rewind(struct arena *a, size_t used)
 {
     CHECK(used <= a->used);
-    if (a->base)
+    if (a->base && a->host)
         ASAN_POISON_MEMORY_REGION(a->base + used, a->used - used);
     a->used = used;
 }
@@ -69,4 +72,5 @@ void arena_release(struct arena *a)
     }
     a->base = NULL;
     a->used = a->capacity = 0;
+    a->host = 0;
 }

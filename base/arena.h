@@ -16,6 +16,7 @@ struct arena {
     size_t used; /* bytes carved so far, including alignment and redzones */
     size_t capacity;
     const char *name; /* for messages: "gradients" */
+    int host;         /* 1: the host may touch the bytes (arena_reserve); 0: device memory, which carving only counts in */
 };
 
 /* Zeroed pages (transparent huge pages asked for). used becomes 0. ERR_MEMORY names the arena and the bytes. */

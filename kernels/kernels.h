@@ -154,7 +154,7 @@ typedef enum code sumsq_fn(struct device *dev, double *partial, const float *x, 
 /* From the partials, added in order: norm = sqrt(sum); skip = 1 when the norm or *loss_sum is not finite; clip = min(1, max_norm / norm)
  * (max_norm 0, or skip: 1). All pointers but max_norm are device memory: nothing waits for the device. */
 typedef enum code grad_clip_fn(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
-                               const double *loss_sum, float max_norm);
+                               const double *loss_sum, double max_norm);
 
 struct adamw_args {
     float lr, beta1, beta2, eps, weight_decay; /* weight_decay already 0 for ranges that do not decay */
@@ -178,11 +178,13 @@ typedef enum code cast_fn(struct device *dev, void *y, enum dtype y_type, const 
 
 typedef enum code device_open_fn(struct device **dev, const struct device_options *options);
 typedef void device_close_fn(struct device *dev);
-typedef enum code device_alloc_fn(struct device *dev, struct arena *a, const char *name, size_t bytes); /* zeroed */
+typedef enum code device_alloc_fn(struct device *dev, struct arena *a, const char *name, size_t bytes); /* zeroed; a->host says who may touch it */
 typedef void device_free_fn(struct device *dev, struct arena *a);
 typedef enum code device_copy_fn(struct device *dev, void *dst, const void *src, size_t bytes); /* any direction */
 typedef enum code device_sync_fn(struct device *dev);
 typedef const char *device_name_fn(struct device *dev); /* "cpu AVX-512, 2 threads" */
+/* The type of activations beside matrices of this type (f32 or bf16): f32 on the CPU, theirs on CUDA. */
+typedef enum dtype activation_dtype_fn(struct device *dev, enum dtype matrices);
 /* What this device can do at best, measured now (each under 0.3 s): bytes per second of reading an array far beyond the last
  * cache, and f32 multiply-add FLOP per second from registers at the instruction set in use. 0 when memory is lacking. */
 typedef double probe_bandwidth_fn(struct device *dev);
@@ -197,7 +199,7 @@ typedef enum code graph_run_fn(struct device *dev, struct graph *graph);
 typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is fine */
 
 #define KERNEL_OPS(X)                                                                                                            \
-    X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name)                  \
+    X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name) X(activation_dtype) \
     X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(attention_decode)                    \
     X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd)     \
     X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \

@@ -67,7 +67,7 @@ static void carve_three(struct arena *a, char *out[3])
 static void test_arena(void **state)
 {
     (void)state;
-    struct arena a = {NULL, 0, 0, NULL};
+    struct arena a = {0};
     char *p[3];
     carve_three(&a, p);
     assert_true(!p[0] && !p[1] && a.used >= 100 + 64 + 1);

@@ -13,7 +13,7 @@
 
 static enum code gemm_rate(const struct run *r, double *flops_per_second)
 {
-    struct arena a = {NULL, 0, 0, NULL};
+    struct arena a = {0};
     size_t bytes = sizeof(float) * PROBE * PROBE;
     for (int i = 0; i < 3; i++)
         arena_carve(&a, bytes);

@@ -16,7 +16,7 @@ enum code cpu_sumsq(struct device *dev, double *partial, const float *x, int64_t
 }
 
 enum code cpu_grad_clip(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
-                        const double *loss_sum, float max_norm)
+                        const double *loss_sum, double max_norm)
 {
     (void)dev;
     double sum = 0;
@@ -24,7 +24,7 @@ enum code cpu_grad_clip(struct device *dev, double *norm, float *clip, int32_t *
         sum += partial[i];
     *norm = sqrt(sum);
     *skip = !isfinite(*norm) || !isfinite(*loss_sum);
-    *clip = *skip == 0 && max_norm > 0 && *norm > (double)max_norm ? (float)((double)max_norm / *norm) : 1.0f;
+    *clip = *skip == 0 && max_norm > 0 && *norm > max_norm ? (float)(max_norm / *norm) : 1.0f;
     return OK;
 }
 

@@ -29,4 +29,10 @@ enum code cuda_check_type(const char *op, struct view x)
     return OK;
 }
 
+enum dtype cuda_activation_dtype(struct device *dev, enum dtype matrices)
+{
+    (void)dev;
+    return matrices == DT_BF16 ? DT_BF16 : DT_F32;
+}
+
 } // namespace CUDA_NS
