@@ -9,8 +9,8 @@
 
 namespace CUDA_NS {
 
-/* A TMA descriptor (CUtensorMap on the GPU). Passed by value: `const __grid_constant__ tensor_map m`. */
-struct alignas(64) tensor_map { uint64_t opaque[16]; };
+/* A TMA descriptor (CUtensorMap on the GPU, 128-byte aligned since CUDA 13). Passed by value: `const __grid_constant__ tensor_map m`. */
+struct alignas(128) tensor_map { uint64_t opaque[16]; };
 
 /* "Matrix Descriptor Format" of wgmma (PTX ISA 9.0, 9.7.15.5.1.2.2; strides: 9.7.15.5.1.2.1.3 "Canonical Layouts"). Byte offsets are
  * multiples of 16 below 2^18. swizzle: the width in bytes, 128, 64, 32 or 0 (none).
