@@ -1,7 +1,8 @@
-/* Speed of one decode step of a LLaMA shape against the read bandwidth of this run, measured in turns with the steps.
+/* Speed of one decode step of a LLaMA shape against plain reading: before every step the same number of bytes is read from an array
+ * of its own (sumsq), since the bandwidth of a shared machine changes within seconds. Share = median read time / median step time.
  *   bench_decode [--G 12,1] [--depth 128,4096] [--C 768 --L 12 --H 12 --D 64 --F 2048 --V 32000 --B 1 --tokens 24 --threads 0]
- * Bytes per step by convention (model.h): all weights once, with a tied table as the head, plus the K/V cache up to the depth. Each
- * figure is the median of the steps, the bandwidth the best of probes before and after. */
+ * Bytes per step by convention (model.h): all weights once, with a tied table as the head, plus the K/V cache up to the depth. The
+ * quartiles are of the shares of single pairs of read and step. */
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -54,38 +55,62 @@ static int compare(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
+struct samples { double *step, *read, *share; }; /* seconds, seconds, read / step; [tokens] each */
+
+static enum code sample(const struct options *o, const struct backend *be, struct device *dev, struct model *m, int64_t bytes, struct samples s)
+{
+    struct arena a = {0};
+    int64_t n = bytes / (int64_t)sizeof(float), parts = n / SUMSQ_BLOCK + 1;
+    float *logits = malloc((size_t)(o->B * o->V) * sizeof *logits);
+    int32_t *ids = calloc((size_t)o->B, sizeof *ids);
+    CHECK(logits && ids);
+    TRY(be->device_alloc(dev, &a, "the array read beside", (size_t)n * sizeof(float) + (size_t)parts * sizeof(double) + 4096));
+    float *x = arena_carve(&a, (size_t)n * sizeof(float));
+    double *partial = arena_carve(&a, (size_t)parts * sizeof(double));
+    TRY(be->fill(dev, x, 1.0f, n));
+    for (int64_t i = -2; i < o->tokens; i++) {
+        double start = host_seconds();
+        TRY(be->sumsq(dev, partial, x, n));
+        TRY(be->device_sync(dev));
+        double middle = host_seconds();
+        TRY(model_decode(m, ids, o->B, 1, logits));
+        double end = host_seconds();
+        if (i < 0)
+            continue;
+        s.read[i] = middle - start;
+        s.step[i] = end - middle;
+        s.share[i] = s.read[i] / s.step[i];
+    }
+    be->device_free(dev, &a);
+    free(logits);
+    free(ids);
+    return OK;
+}
+
 static enum code measure(const struct options *o, const struct backend *be, struct device *dev, int64_t G, int64_t depth, enum dtype type)
 {
     struct arch arch;
     struct model *m;
     struct model_options options = {.dtype = type, .cache_B = o->B, .cache_S = depth + o->tokens + 4, .cache_dtype = type};
-    float *logits = malloc((size_t)(o->B * o->V) * sizeof *logits);
-    double *took = malloc((size_t)o->tokens * sizeof *took);
-    int32_t *ids = calloc((size_t)o->B, sizeof *ids);
-    CHECK(logits && took && ids);
+    size_t n = (size_t)o->tokens;
+    double *times = malloc(3 * n * sizeof *times);
+    CHECK(times);
+    struct samples s = {times, times + n, times + 2 * n};
     TRY(bench_arch(&arch, o, G, options.cache_S));
     TRY(model_open(&m, &arch, be, dev, &options));
     TRY(model_init(m, 0.02, 1));
-    double bandwidth = be->probe_bandwidth(dev);
+    double bytes = model_decode_bytes(&arch, o->B, depth + o->tokens / 2, type, type);
     model_cache_set_length(m, depth);
-    for (int64_t i = -2; i < o->tokens; i++) {
-        double start = host_seconds();
-        TRY(model_decode(m, ids, o->B, 1, logits));
-        if (i >= 0)
-            took[i] = host_seconds() - start;
-    }
-    double again = be->probe_bandwidth(dev);
-    bandwidth = again > bandwidth ? again : bandwidth;
-    qsort(took, (size_t)o->tokens, sizeof *took, compare);
-    double median = took[o->tokens / 2], best = took[0], bytes = model_decode_bytes(&arch, o->B, depth + o->tokens / 2, type, type);
-    printf("%4s  G %3lld  depth %5lld  %7.2f ms  %7.1f tokens/s  %6.1f MB  %5.1f GB/s = %5.1f%% of %.1f (best step %.1f%%)\n", dtype_name(type),
-           (long long)G, (long long)depth, 1e3 * median, (double)o->B / median, bytes * 1e-6, bytes / median * 1e-9, 100.0 * bytes / median / bandwidth,
-           bandwidth * 1e-9, 100.0 * bytes / best / bandwidth);
+    TRY(sample(o, be, dev, m, (int64_t)bytes, s));
+    for (int i = 0; i < 3; i++)
+        qsort(times + (size_t)i * n, n, sizeof *times, compare);
+    double step = s.step[n / 2], read = s.read[n / 2];
+    printf("%4s  G %3lld  depth %5lld  %7.2f ms  %7.1f tokens/s  %6.1f MB  %5.1f GB/s = %5.1f%% of %5.1f read in turns (pairs %.1f - %.1f%%)\n",
+           dtype_name(type), (long long)G, (long long)depth, 1e3 * step, (double)o->B / step, bytes * 1e-6, bytes / step * 1e-9, 100.0 * read / step,
+           bytes / read * 1e-9, 100.0 * s.share[n / 4], 100.0 * s.share[n - 1 - n / 4]);
     model_close(m);
     arch_free(&arch);
-    free(logits);
-    free(took);
-    free(ids);
+    free(times);
     return OK;
 }
 
