@@ -7,6 +7,7 @@ DESTDIR ?=
 SAN     ?= 0#   1: AddressSanitizer and UBSan, in build/san
 V       ?= 0#   1: print the whole commands
 COV     ?= 0#   1: gcov, in build/cov
+CUDA    ?= 1#   0: leave the CUDA backend out though nvcc is there
 OPT     ?= -O2
 KOPT    ?= -O3# kernels/cpu and base/view*.c: loops worth vectorising
 FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang-14 2>/dev/null))
@@ -40,7 +41,9 @@ BLAS_LIBS    := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
 else
 BLAS_LIBS    := -lopenblas
 endif
-NVCC := $(shell command -v nvcc 2>/dev/null)
+NVCC := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
+# Sanitizers and gcov are the host code's business.
+CUDA_ON := $(if $(NVCC),$(if $(filter 0,$(CUDA))$(filter 1,$(SAN) $(COV)),,1))
 
 ifeq ($(SAN),1)
 OUT      := build/san
@@ -64,10 +67,13 @@ else
 SIMD :=
 BASE_FLAGS += -DGQAKIT_NO_SIMD
 endif
+ifeq ($(CUDA_ON),1)
+include tools/cuda.mk
+endif
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell $(PKG) --cflags $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)) $(BLAS_CFLAGS)
 PKG_LIBS   := $(shell $(PKG) --libs $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)
-ALL_CFLAGS  = $(BASE_FLAGS) $(PKG_CFLAGS) $(SANFLAGS) $(CFLAGS)
-ALL_LIBS    = $(BLAS_LIBS) $(PKG_LIBS) -fopenmp -pthread -lm $(SANFLAGS) $(LDFLAGS)
+ALL_CFLAGS  = $(BASE_FLAGS) $(PKG_CFLAGS) $(CUDA_CFLAGS) $(SANFLAGS) $(CFLAGS)
+ALL_LIBS    = $(BLAS_LIBS) $(PKG_LIBS) $(CUDA_LIBS) -fopenmp -pthread -lm $(SANFLAGS) $(LDFLAGS)
 
 AVX512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 AVX512BF16 := $(AVX512) -mavx512bf16
@@ -113,7 +119,7 @@ help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo "  Settings: SAN=1 (sanitizers), COV=1 (gcov), CC=, PREFIX=, DESTDIR=, FUZZ_SECONDS=; see the head of the Makefile."
 
-$(LIB): $(LIB_OBJ)
+$(LIB): $(LIB_OBJ) $(CUDA_OBJ)
 	@mkdir -p $(@D)
 	@rm -f $@
 	$(call say,AR $@)
@@ -203,7 +209,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (needs clang)
 
 info: ## what was found on this machine, and what was not
 	@BUILD=$(OUT) CC="$(CC)" PKG="$(PKG)" HDF5_PKG="$(HDF5_PKG)" BLAS_DIR="$(BLAS_DIR)" BLAS_INC="$(BLAS_INC)" \
-	  FUZZ_CC="$(FUZZ_CC)" NVCC="$(NVCC)" MACHINE="$(MACHINE)" SIMD="$(SIMD)" PROGRAMS="$(PROGRAMS)" tools/info
+	  FUZZ_CC="$(FUZZ_CC)" NVCC="$(NVCC)" CUDA_ON="$(CUDA_ON)" CUDA="$(CUDA)" CUDA_HOME="$(CUDA_HOME)" MACHINE="$(MACHINE)" SIMD="$(SIMD)" PROGRAMS="$(PROGRAMS)" tools/info
 
 install: all ## programs into PREFIX/bin, library and headers into PREFIX/lib and PREFIX/include/gqakit
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib

@@ -212,9 +212,12 @@ struct backend {
 };
 #define KERNEL_PROTOTYPE(op) op##_fn cpu_##op;
 KERNEL_OPS(KERNEL_PROTOTYPE)
-const struct backend *cuda_backend(void); /* builds with nvcc only */
+/* Builds with nvcc only (GQAKIT_CUDA). cuda_usable: OK when a device can be opened, else why not; opens nothing. */
+const struct backend *cuda_backend(void);
+enum code cuda_usable(void) MUST_USE;
 
-/* "auto", "cpu" or "cuda". ERR_DEVICE when asked for a device this build or machine lacks, saying why. */
+/* "auto", "cpu" or "cuda". ERR_DEVICE when asked for a device this build or machine lacks, saying why. "auto" takes a GPU when there
+ * is one; when the build could use one and cannot, it says why in one line of the log and takes the CPU. */
 enum code backend_find(const char *name, const struct backend **backend) MUST_USE;
 
 /* main's first line in every program that computes: OpenBLAS chooses its kernels when it is loaded, by CPU family, and Debian's

@@ -33,6 +33,9 @@ enum code cuda_check(const char *op, const char *name, struct view x, enum dtype
 /* x is f32 or bf16. */
 enum code cuda_check_type(const char *op, struct view x) MUST_USE;
 
+/* y += bias on every row; y f32 or bf16 [N,C], bias f32 [C] (bias.cu; matmul.cu calls it). */
+enum code bias_add(struct device *dev, struct view y, struct view bias) MUST_USE;
+
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 template <class T> static inline T *ptr(struct view v) { return (T *)v.p; }

@@ -1,0 +1,29 @@
+# The CUDA backend, included by the Makefile when nvcc is there (and not CUDA=0, SAN=1 or COV=1).
+#   kernels/cuda/X.cu       -> sm_80 and sm_90a machine code, and compute_80 PTX for newer GPUs
+#   kernels/cuda/X_sm90.cu  -> sm_90a machine code alone (wgmma, TMA); its PTX is kept beside the object for tools/check-cuda
+# Beside every object: X.o.ptxas, what the assembler said (registers, spills, warnings), which tools/check-cuda judges.
+# The objects become one (all.o), so that the table of operations sees those that exist. cudart is linked statically and finds
+# the driver at run time; cuBLASLt is opened at run time (matmul.cu): a program starts on a machine with neither.
+
+CUDA_HOME   := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
+CUDA_LIB    := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/$(MACHINE)-linux/lib $(CUDA_HOME)/lib /usr/lib/$(MULTIARCH)))
+CUDA_CFLAGS := -DGQAKIT_CUDA
+CUDA_LIBS    = -L$(CUDA_LIB) -lcudart_static -lstdc++ -ldl -lrt
+NVCC_FLAGS  := -std=c++17 -O3 -lineinfo -I. -DGQAKIT_CUDA -DGQAKIT_CUDA_LIB='"$(CUDA_LIB)"' -Xcompiler -Wall,-Wextra,-Wno-unused-parameter -Xptxas -v,--warn-on-spills
+CUDA_SRC    := $(wildcard kernels/cuda/*.cu)
+CUDA_PARTS  := $(CUDA_SRC:%.cu=$(OUT)/obj/%.o)
+CUDA_OBJ    := $(OUT)/obj/kernels/cuda/all.o
+cuda_arch    = -gencode arch=compute_90a,code=sm_90a $(if $(filter %_sm90.cu,$(1)),,-gencode arch=compute_80,code=[sm_80,compute_80])
+# Only the sm_90a files keep their PTX: the other intermediate files are large.
+cuda_keep    = $(if $(filter %_sm90.cu,$(1)),--keep --keep-dir $(2).keep)
+
+$(OUT)/obj/kernels/cuda/%.o: kernels/cuda/%.cu Makefile tools/cuda.mk
+	@mkdir -p $(@D) $(if $(filter %_sm90.cu,$<),$@.keep)
+	$(call say,NVCC $<)
+	$(Q)$(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) $(call cuda_keep,$<,$@) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< >$@.ptxas 2>&1 || { cat $@.ptxas; rm -f $@; exit 1; }
+	@if [ -d $@.keep ]; then find $@.keep -type f ! -name '*.ptx' -delete; fi
+	@grep -E 'warning|C75[0-9][0-9]' $@.ptxas || true
+
+$(CUDA_OBJ): $(CUDA_PARTS)
+	$(call say,LD $@)
+	$(Q)$(CC) -r -nostdlib -o $@ $^
