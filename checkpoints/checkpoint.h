@@ -95,7 +95,16 @@ enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, con
  * RUN/step-00001000/{rank-00000.h5, MANIFEST.json}: written to a temporary name, flushed, fsynced, hashed, renamed; MANIFEST
  * last. Arrays are stored by name ("param/embed.weight", "m/...", "v/..."), chunked with fletcher32. */
 
-struct step_array { char name[80]; enum dtype dtype; int nd; int64_t n[2]; void *p; };
+/* How arrays outside host memory are reached: copies bytes in either direction. */
+struct step_copy { enum code (*copy)(void *context, void *dst, const void *src, size_t bytes); void *context; };
+struct step_array {
+    char name[80];
+    enum dtype dtype;
+    int nd;
+    int64_t n[2];
+    void *p;                          /* contiguous */
+    const struct step_copy *through;  /* p is reached by this, in row blocks of about 4 MiB; NULL: host memory */
+};
 
 struct step_content {
     int64_t step;

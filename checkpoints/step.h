@@ -27,5 +27,7 @@ int step_is_run_dir(const char *path); /* holds at least one step directory */
 /* The directory to read: path itself when it is a step directory (must verify), else the newest of a run that verifies, with a
  * warning for each newer one that does not. No step at all: *dir = NULL and OK. All bad: ERR_INPUT. */
 enum code step_choose(const char *path, char **dir, json_t **manifest) MUST_USE;
+/* Rows of an array that go through host memory at once: those of a chunk, so that none is written twice. */
+int64_t step_block_rows(enum dtype dtype, int64_t columns);
 
 #endif

@@ -175,6 +175,27 @@ int64_t step_number(const struct step_reader *r) { return json_integer_value(jso
 const json_t *step_meta(const struct step_reader *r) { return json_object_get(r->manifest, "meta"); }
 const struct arch *step_arch(const struct step_reader *r) { return &r->arch; }
 
+int64_t step_block_rows(enum dtype dtype, int64_t columns)
+{
+    int64_t rows = (4 << 20) / (columns * (int64_t)dtype_bytes(dtype));
+    return rows > 0 ? rows : 1;
+}
+
+static enum code read_through(struct h5_file *f, const struct step_array *array, const struct h5_array *a)
+{
+    int64_t rows = step_block_rows(a->dtype, a->n[1]), row_bytes = a->n[1] * (int64_t)dtype_bytes(a->dtype);
+    char *block = malloc((size_t)(rows * row_bytes) + 1);
+    enum code c = block ? OK : fail(ERR_MEMORY, "out of memory for a block of %s", array->name);
+    for (int64_t row = 0; c == OK && row < a->n[0]; row += rows) {
+        int64_t now = a->n[0] - row < rows ? a->n[0] - row : rows;
+        c = h5_rows_read(f, array->name, a, row, now, block);
+        if (c == OK)
+            c = array->through->copy(array->through->context, (char *)array->p + row * row_bytes, block, (size_t)(now * row_bytes));
+    }
+    free(block);
+    return c;
+}
+
 enum code step_read(struct step_reader *r, const struct step_array *array)
 {
     struct h5_array a;
@@ -185,7 +206,7 @@ enum code step_read(struct step_reader *r, const struct step_array *array)
     if (a.nd != array->nd || a.n[0] != array->n[0] || a.n[1] != columns || a.dtype != array->dtype)
         return fail(ERR_INPUT, "%s/" STEP_FILE ": array %s: expected %s [%lld, %lld], found %s [%lld, %lld]", r->dir, array->name,
                     dtype_name(array->dtype), (long long)array->n[0], (long long)columns, dtype_name(a.dtype), (long long)a.n[0], (long long)a.n[1]);
-    return h5_rows_read(r->f, array->name, &a, 0, a.n[0], array->p);
+    return array->through ? read_through(r->f, array, &a) : h5_rows_read(r->f, array->name, &a, 0, a.n[0], array->p);
 }
 
 void step_close(struct step_reader *r)

@@ -1,30 +1,46 @@
-/* What a pass keeps and works in. Bytes per layer and row for training: x, mid C each; qkv (H+2G)*D; o H*D; gate|up 2F; lse H;
- * two or four statistics. Norm outputs and the MLP's hidden are recomputed in backward: one cheap pass each over data that
+/* What a pass keeps and works in. Elements per layer and row for training: x, mid C each; qkv (H+2G)*D; o H*D; gate|up 2F; lse H;
+ * two or four statistics (the last two kinds always f32). Norm outputs and the MLP's hidden are recomputed in backward: one cheap pass each over data that
  * backward reads anyway. With `recompute` a layer keeps x alone, without training not even that. */
 #include "parts.h"
 
-struct widths { int64_t qkv, o, heads, in, u, f; }; /* of one layer, or the largest of any */
+struct widths { int64_t qkv, o, heads, in; }; /* of one layer, or the largest of any */
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static struct widths widths_of(const struct arch *a, const struct arch_block *b)
 {
-    struct widths w = {qkv_width(b), b->H * b->D, b->H, in_width(a, b), 0, b->F};
-    w.u = larger(2 * b->F, w.qkv + w.o);
+    struct widths w = {qkv_width(b), b->H * b->D, b->H, in_width(a, b)};
     return w;
+}
+
+static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
+
+/* Of u: both halves when training, else the MLP's hidden alone. Also takes the input of the final norm, [N,C]. */
+static size_t u_bytes(const struct model *m)
+{
+    const struct block_env *e = &m->env;
+    int64_t N = m->rows;
+    size_t bytes = act_bytes(e, N * m->arch.C);
+    for (int64_t l = 0; l < m->arch.stack[STACK_DEC].L; l++) {
+        const struct arch_block *b = &m->arch.stack[STACK_DEC].block[l];
+        bytes = largest(bytes, act_bytes(e, N * b->F));
+        if (!m->options.train)
+            continue;
+        bytes = largest(bytes, act_padded(e, N * b->F) + act_bytes(e, N * b->F));
+        bytes = largest(bytes, act_padded(e, N * qkv_width(b)) + act_bytes(e, N * b->H * b->D));
+    }
+    return bytes;
 }
 
 static struct widths widths_max(const struct arch *a)
 {
-    struct widths m = {0, 0, 0, 0, 0, 0};
+    struct widths m = {0, 0, 0, 0};
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
         struct widths w = widths_of(a, &a->stack[STACK_DEC].block[l]);
         m.qkv = larger(m.qkv, w.qkv);
         m.o = larger(m.o, w.o);
         m.heads = larger(m.heads, w.heads);
         m.in = larger(m.in, w.in);
-        m.u = larger(m.u, w.u);
-        m.f = larger(m.f, w.f);
     }
     return m;
 }
@@ -34,17 +50,22 @@ static float *carve_f32(struct arena *a, int64_t n)
     return arena_carve(a, (size_t)n * sizeof(float));
 }
 
+static void *carve_act(const struct model *m, struct arena *a, int64_t n)
+{
+    return arena_carve(a, act_bytes(&m->env, n));
+}
+
 static void keep_carve(struct model *m, struct block_keep *k, const struct widths *w)
 {
     struct arena *a = &m->activations;
     int64_t N = m->rows, C = m->arch.C;
     int mean = norm_has_mean(m->arch.norm);
-    k->x = carve_f32(a, N * C);
-    k->qkv = carve_f32(a, N * w->qkv);
-    k->o = carve_f32(a, N * w->o);
+    k->x = carve_act(m, a, N * C);
+    k->qkv = carve_act(m, a, N * w->qkv);
+    k->o = carve_act(m, a, N * w->o);
     k->lse = carve_f32(a, N * w->heads);
-    k->mid = carve_f32(a, N * C);
-    k->in = carve_f32(a, N * w->in);
+    k->mid = carve_act(m, a, N * C);
+    k->in = carve_act(m, a, N * w->in);
     k->mean1 = mean ? carve_f32(a, N) : NULL;
     k->rstd1 = carve_f32(a, N);
     k->mean2 = mean ? carve_f32(a, N) : NULL;
@@ -66,7 +87,7 @@ static void keeps_carve(struct model *m)
     for (int64_t l = 1; l < s->L; l++) {
         m->keep[l] = m->keep[0];
         if (m->options.train)
-            m->keep[l].x = carve_f32(&m->activations, m->rows * m->arch.C);
+            m->keep[l].x = carve_act(m, &m->activations, m->rows * m->arch.C);
     }
 }
 
@@ -80,8 +101,6 @@ static void tables_carve(struct model *m)
     m->env.rope_cos = view_2d(carve_f32(a, P * half), DT_F32, P, half);
     m->env.rope_sin = view_2d(carve_f32(a, P * half), DT_F32, P, half);
 }
-
-static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
 static size_t kernel_scratch(const struct model *m)
 {
@@ -101,7 +120,6 @@ static size_t kernel_scratch(const struct model *m)
 void activations_carve(struct model *m)
 {
     struct arena *a = &m->activations, *s = &m->scratch;
-    struct widths w = widths_max(&m->arch);
     int64_t N = m->rows, C = m->arch.C;
     size_t i32 = (size_t)N * sizeof(int32_t);
     m->ids = arena_carve(a, i32);
@@ -111,11 +129,14 @@ void activations_carve(struct model *m)
     m->lens = arena_carve(a, (size_t)m->options.cache_B * sizeof(int32_t));
     m->final_mean = norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
     m->final_rstd = carve_f32(a, N);
+    m->logp = carve_f32(a, m->options.B * m->options.T);
+    m->logits = carve_f32(a, m->options.cache_S > 0 ? m->options.cache_B * m->arch.V : 0);
+    m->sums = arena_carve(a, sizeof *m->sums);
     tables_carve(m);
     keeps_carve(m);
-    m->env.n = carve_f32(s, N * C);
-    m->env.branch = carve_f32(s, N * C);
-    m->env.u = carve_f32(s, N * (m->options.train ? larger(w.u, C) : larger(w.f, C)));
-    m->env.d = m->options.train ? carve_f32(s, N * C) : NULL;
+    m->env.n = carve_act(m, s, N * C);
+    m->env.branch = carve_act(m, s, N * C);
+    m->env.u = arena_carve(s, u_bytes(m));
+    m->env.d = m->options.train ? carve_act(m, s, N * C) : NULL;
     m->env.scratch = arena_carve(s, kernel_scratch(m));
 }

@@ -24,8 +24,8 @@ static enum code mlp_bwd(const struct block_env *e, const struct arch_block *b, 
     int64_t N = e->B * e->T;
     float scale = (float)a->residual_scale;
     struct view none = view_none();
-    struct view d = view_2d(e->d, DT_F32, N, a->C), n = view_2d(e->n, DT_F32, N, a->C), dn = view_2d(e->branch, DT_F32, N, a->C);
-    struct view h = view_2d(e->u, DT_F32, N, b->F), dh = view_2d(e->u + N * b->F, DT_F32, N, b->F);
+    struct view d = act_2d(e, e->d, N, a->C), n = act_2d(e, e->n, N, a->C), dn = act_2d(e, e->branch, N, a->C);
+    struct view h = act_2d(e, e->u, N, b->F), dh = act_2d(e, u_second(e, N * b->F), N, b->F);
 
     TRY(be->matmul(e->dev, dh, d, w->down_w, none, 0, 0, scale, 0.0f));
     TRY(be->act_bwd(e->dev, v->gate, v->up, h, dh, v->gate, v->up, a->mlp));
@@ -42,10 +42,10 @@ static enum code attn_bwd(const struct block_env *e, const struct arch_block *b,
     const struct arch *a = e->arch;
     int64_t N = e->B * e->T, C = a->C;
     struct view none = view_none();
-    struct view d = view_2d(e->d, DT_F32, N, C), n = view_2d(e->n, DT_F32, N, C), dn = view_2d(e->branch, DT_F32, N, C);
-    float *dqkv_p = e->u, *do_p = e->u + N * qkv_width(b);
-    struct view dqkv = view_2d(dqkv_p, DT_F32, N, qkv_width(b)), dout = view_2d(do_p, DT_F32, N, b->H * b->D);
-    struct view dout4 = view_4d(do_p, DT_F32, e->B, e->T, b->H, b->D), dq, dk, dv;
+    struct view d = act_2d(e, e->d, N, C), n = act_2d(e, e->n, N, C), dn = act_2d(e, e->branch, N, C);
+    void *dqkv_p = e->u, *do_p = u_second(e, N * qkv_width(b));
+    struct view dqkv = act_2d(e, dqkv_p, N, qkv_width(b)), dout = act_2d(e, do_p, N, b->H * b->D);
+    struct view dout4 = view_4d(do_p, e->act, e->B, e->T, b->H, b->D), dq, dk, dv;
     struct attention_args args = block_attention_args(e, b);
     qkv_split(e, b, dqkv_p, &dq, &dk, &dv);
 

@@ -9,35 +9,35 @@
 
 #include "parts.h"
 
-void qkv_split(const struct block_env *e, const struct arch_block *b, float *qkv, struct view *q, struct view *k, struct view *v)
+void qkv_split(const struct block_env *e, const struct arch_block *b, void *qkv, struct view *q, struct view *k, struct view *v)
 {
-    struct view all = view_4d(qkv, DT_F32, e->B, e->T, b->H + 2 * b->G, b->D);
+    struct view all = view_4d(qkv, e->act, e->B, e->T, b->H + 2 * b->G, b->D);
     *q = view_slice(all, 2, 0, b->H);
     *k = view_slice(all, 2, b->H, b->G);
     *v = view_slice(all, 2, b->H + b->G, b->G);
 }
 
-struct view qkv_rotated(const struct block_env *e, const struct arch_block *b, float *qkv)
+struct view qkv_rotated(const struct block_env *e, const struct arch_block *b, void *qkv)
 {
-    return view_slice(view_3d(qkv, DT_F32, e->B * e->T, b->H + 2 * b->G, b->D), 1, 0, b->H + b->G);
+    return view_slice(view_3d(qkv, e->act, e->B * e->T, b->H + 2 * b->G, b->D), 1, 0, b->H + b->G);
 }
 
 struct block_views block_views(const struct block_env *e, const struct arch_block *b, const struct block_keep *k)
 {
     struct block_views v;
     int64_t N = e->B * e->T, C = e->arch->C;
-    v.x = view_2d(k->x, DT_F32, N, C);
-    v.mid = view_2d(k->mid, DT_F32, N, C);
+    v.x = act_2d(e, k->x, N, C);
+    v.mid = act_2d(e, k->mid, N, C);
     v.mean1 = view_1d(k->mean1, DT_F32, N);
     v.rstd1 = view_1d(k->rstd1, DT_F32, N);
     v.mean2 = view_1d(k->mean2, DT_F32, N);
     v.rstd2 = view_1d(k->rstd2, DT_F32, N);
-    v.qkv = view_2d(k->qkv, DT_F32, N, qkv_width(b));
+    v.qkv = act_2d(e, k->qkv, N, qkv_width(b));
     qkv_split(e, b, k->qkv, &v.q, &v.k, &v.v);
-    v.o = view_2d(k->o, DT_F32, N, b->H * b->D);
-    v.o4 = view_4d(k->o, DT_F32, e->B, e->T, b->H, b->D);
+    v.o = act_2d(e, k->o, N, b->H * b->D);
+    v.o4 = view_4d(k->o, e->act, e->B, e->T, b->H, b->D);
     v.lse = view_3d(k->lse, DT_F32, e->B, b->H, e->T);
-    v.in = view_2d(k->in, DT_F32, N, in_width(e->arch, b));
+    v.in = act_2d(e, k->in, N, in_width(e->arch, b));
     int gated = mlp_is_gated(e->arch->mlp);
     v.gate = gated ? view_slice(v.in, 1, 0, b->F) : view_none();
     v.up = gated ? view_slice(v.in, 1, b->F, b->F) : v.in;
@@ -53,6 +53,7 @@ struct attention_args block_attention_args(const struct block_env *e, const stru
     if (e->attention == ATTEND_BATCH && e->seg.p)
         a.mask.seg_q = a.mask.seg_k = e->seg;
     a.scale = (float)e->arch->attn_scale;
+    a.deterministic = e->deterministic;
     return a;
 }
 
@@ -73,8 +74,8 @@ enum code block_forward(const struct block_env *e, const struct arch_block *b, c
     const struct arch *a = e->arch;
     struct block_views v = block_views(e, b, keep);
     int64_t N = e->B * e->T;
-    struct view n = view_2d(e->n, DT_F32, N, a->C), branch = view_2d(e->branch, DT_F32, N, a->C), none = view_none();
-    struct view h = view_2d(e->u, DT_F32, N, b->F);
+    struct view n = act_2d(e, e->n, N, a->C), branch = act_2d(e, e->branch, N, a->C), none = view_none();
+    struct view h = act_2d(e, e->u, N, b->F);
     float eps = (float)a->norm_eps, scale = (float)a->residual_scale;
 
     if (base.p)

@@ -1,4 +1,8 @@
-/* Prefill and decode. A decode step reads every weight once and the cache once; nothing else in it is longer than [B, F]. */
+/* Prefill and decode. A decode step reads every weight once and the cache once; nothing else in it is longer than [B, F].
+ *
+ * Its operations are the same at every step, only the contents of ids, positions and lengths change, and these are copied to the
+ * device before it. So a step of one shape (new tokens, logits or none) is run once as it is, then recorded, then repeated by one
+ * call: a backend with graphs saves the launches. A backend without them runs the operations as they are called. */
 #include <math.h>
 
 #include "parts.h"
@@ -16,27 +20,74 @@ static enum code cache_fits(const struct model *m, int64_t B, int64_t T)
     return OK;
 }
 
-/* Final norm and head on the last row of each sequence. */
-static enum code last_logits(struct model *m, float *logits)
+/* Final norm and head on the last row of each sequence, into m->logits. */
+static enum code last_logits(struct model *m)
 {
     const struct arch *a = &m->arch;
     const struct block_env *e = &m->env;
     int64_t N = e->B * e->T;
-    struct view none = view_none(), n = view_2d(e->n, DT_F32, e->B, a->C), out = view_2d(logits, DT_F32, e->B, a->V);
-    struct view rows[2] = {view_2d(m->keep[a->stack[STACK_DEC].L - 1].mid, DT_F32, N, a->C), view_2d(e->branch, DT_F32, N, a->C)};
+    struct view none = view_none(), n = act_2d(e, e->n, e->B, a->C), out = view_2d(m->logits, DT_F32, e->B, a->V);
+    struct view rows[2] = {act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C), act_2d(e, e->branch, N, a->C)};
     for (int i = 0; i < 2; i++) {
         rows[i] = view_slice(rows[i], 0, e->T - 1, N - e->T + 1);
         rows[i].n[0] = e->B;
         rows[i].s[0] *= e->T;
     }
     TRY(m->be->norm_fwd(m->dev, n, none, none, none, rows[0], rows[1], m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
-    TRY(m->be->matmul(m->dev, out, n, m->value.head, m->value.head_b, 0, 1, (float)a->logit_scale, 0.0f));
-    if (a->logit_softcap > 0.0) {
-        float cap = (float)a->logit_softcap;
-        for (int64_t i = 0; i < e->B * a->V; i++)
-            logits[i] = cap * tanhf(logits[i] / cap);
-    }
+    return m->be->matmul(m->dev, out, n, m->value.head, m->value.head_b, 0, 1, (float)a->logit_scale, 0.0f);
+}
+
+static enum code logits_to_host(const struct model *m, int64_t B, float *logits)
+{
+    int64_t n = B * m->arch.V;
+    float cap = (float)m->arch.logit_softcap;
+    TRY(m->be->device_copy(m->dev, logits, m->logits, (size_t)n * sizeof *logits));
+    for (int64_t i = 0; cap > 0.0f && i < n; i++)
+        logits[i] = cap * tanhf(logits[i] / cap);
     return OK;
+}
+
+static enum code run_step(struct model *m, int want_logits)
+{
+    TRY(pass_blocks(m));
+    return want_logits ? last_logits(m) : OK;
+}
+
+/* The second step of its shape. A step that cannot be recorded has not run: it runs as it is, then and later. */
+static enum code record_step(struct model *m, struct decode_graph *g, int want_logits)
+{
+    int recording = 0;
+    TRY(m->be->graph_begin(m->dev, &recording));
+    enum code c = run_step(m, want_logits), end = m->be->graph_end(m->dev, &g->graph);
+    g->state = DECODE_PLAIN;
+    if (!recording)
+        return c;
+    TRY(c);
+    if (end != OK || !g->graph) {
+        log_warn("a decode step cannot be recorded (%s); it runs operation by operation", end != OK ? fail_text() : "no graph");
+        return run_step(m, want_logits);
+    }
+    g->state = DECODE_RECORDED;
+    return m->be->graph_run(m->dev, g->graph);
+}
+
+static enum code decode_step(struct model *m, int64_t T, int want_logits)
+{
+    struct decode_graph *g = &m->decode[T - 1][want_logits];
+    switch (g->state) {
+    case DECODE_NEW: g->state = DECODE_WARM; break;
+    case DECODE_WARM: return record_step(m, g, want_logits);
+    case DECODE_RECORDED: return m->be->graph_run(m->dev, g->graph);
+    case DECODE_PLAIN: break;
+    }
+    return run_step(m, want_logits);
+}
+
+void decode_close(struct model *m)
+{
+    for (int t = 0; t < 8; t++)
+        for (int logits = 0; logits < 2; logits++)
+            m->be->graph_free(m->dev, m->decode[t][logits].graph);
 }
 
 static enum code run_cached(struct model *m, enum block_attention how, int64_t B, int64_t T, float *logits)
@@ -44,9 +95,9 @@ static enum code run_cached(struct model *m, enum block_attention how, int64_t B
     m->env.attention = how;
     m->env.lens = view_1d(m->lens, DT_I32, B);
     TRY(m->be->device_copy(m->dev, m->lens, m->host_lens, (size_t)B * sizeof(int32_t)));
-    TRY(pass_blocks(m));
+    TRY(how == ATTEND_CACHE ? decode_step(m, T, logits != NULL) : run_step(m, logits != NULL));
     if (logits)
-        TRY(last_logits(m, logits));
+        TRY(logits_to_host(m, B, logits));
     for (int64_t b = 0; b < B; b++)
         m->host_lens[b] += (int32_t)T;
     return OK;

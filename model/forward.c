@@ -32,11 +32,11 @@ enum code pass_blocks(struct model *m)
     const struct block_env *e = &m->env;
     const struct arch_stack *stack = &a->stack[STACK_DEC];
     int64_t N = e->B * e->T;
-    struct view x = view_2d(m->keep[0].x, DT_F32, N, a->C), base = view_none();
+    struct view x = act_2d(e, m->keep[0].x, N, a->C), base = view_none();
     TRY(m->be->embed_fwd(m->dev, x, view_1d(m->ids, DT_I32, N), m->value.embed, m->value.pos, e->pos, (float)a->embed_scale));
     for (int64_t l = 0; l < stack->L; l++) {
         TRY(block_forward(e, &stack->block[l], &m->value.block[l], &m->keep[l], m->kv ? &m->kv[l] : NULL, base, 0));
-        base = view_2d(m->keep[l].mid, DT_F32, N, a->C);
+        base = act_2d(e, m->keep[l].mid, N, a->C);
     }
     return OK;
 }

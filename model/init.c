@@ -21,13 +21,13 @@ static enum code init_block(struct model *m, const struct model_param *p, float 
         for (int64_t i = 0; i < n; i++)
             block[i] = value;
     }
-    size_t width = dtype_bytes(p->value.dtype);
-    if (p->value.dtype != DT_F32) {
+    size_t width = dtype_bytes(p->master.dtype);
+    if (p->master.dtype != DT_F32) {
         uint16_t *narrow = (uint16_t *)(void *)(block + n);
-        convert_elements(narrow, p->value.dtype, block, DT_F32, (size_t)n);
-        return m->be->device_copy(m->dev, (char *)p->value.p + (size_t)first * width, narrow, (size_t)n * width);
+        convert_elements(narrow, p->master.dtype, block, DT_F32, (size_t)n);
+        return m->be->device_copy(m->dev, (char *)p->master.p + (size_t)first * width, narrow, (size_t)n * width);
     }
-    return m->be->device_copy(m->dev, (char *)p->value.p + (size_t)first * width, block, (size_t)n * width);
+    return m->be->device_copy(m->dev, (char *)p->master.p + (size_t)first * width, block, (size_t)n * width);
 }
 
 enum code model_init(struct model *m, double sd, uint64_t seed)
@@ -43,5 +43,5 @@ enum code model_init(struct model *m, double sd, uint64_t seed)
             c = init_block(m, p, block, at, p->count - at < BLOCK ? p->count - at : BLOCK, sd, seed);
     }
     free(block);
-    return c;
+    return c == OK ? model_refresh(m) : c;
 }

@@ -32,11 +32,11 @@ static enum code load_tensor(struct model *m, const struct model_param *p, struc
     if (!t || t->n[0] != p->spec.n[0] || (p->spec.nd == 2 && t->n[1] != p->spec.n[1]))
         return fail(ERR_INPUT, "%s: tensor %s is %s; expected [%lld, %lld]", ckpt_path(ck), p->spec.name, t ? "of another shape" : "missing",
                     (long long)p->spec.n[0], (long long)p->spec.n[1]);
-    int64_t row_bytes = p->spec.n[1] * (int64_t)dtype_bytes(p->value.dtype), rows = staging_bytes / row_bytes;
+    int64_t row_bytes = p->spec.n[1] * (int64_t)dtype_bytes(p->master.dtype), rows = staging_bytes / row_bytes;
     for (int64_t row = 0; row < p->spec.n[0]; row += rows) {
         int64_t now = p->spec.n[0] - row < rows ? p->spec.n[0] - row : rows;
-        TRY(ckpt_read(ck, t, row, now, staging, p->value.dtype));
-        TRY(m->be->device_copy(m->dev, (char *)p->value.p + row * row_bytes, staging, (size_t)(now * row_bytes)));
+        TRY(ckpt_read(ck, t, row, now, staging, p->master.dtype));
+        TRY(m->be->device_copy(m->dev, (char *)p->master.p + row * row_bytes, staging, (size_t)(now * row_bytes)));
     }
     return OK;
 }
@@ -56,5 +56,5 @@ enum code model_load(struct model *m, struct checkpoint *ck)
     for (int i = 0; i < m->n_params && c == OK; i++)
         c = load_tensor(m, &m->param[i], ck, staging, bytes);
     free(staging);
-    return c;
+    return c == OK ? model_refresh(m) : c;
 }

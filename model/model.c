@@ -38,7 +38,8 @@ static enum code measure(struct model *m, const struct arch *arch, const struct 
     m->be = be;
     m->dev = dev;
     m->options = *options;
-    TRY(model_supports(arch, options));
+    m->env.act = be->activation_dtype(dev, options->dtype);
+    TRY(model_supports(arch, options, m->env.act));
     TRY(arch_copy(&m->arch, arch));
     m->rows = options->B * options->T;
     if (m->rows < 8 * options->cache_B)
@@ -49,6 +50,7 @@ static enum code measure(struct model *m, const struct arch *arch, const struct 
     m->env.be = be;
     m->env.dev = dev;
     m->env.arch = &m->arch;
+    m->env.deterministic = options->deterministic;
     TRY(tables_alloc(m));
     TRY(params_plan(m));
     carve(m);
@@ -145,6 +147,8 @@ void model_close(struct model *m)
 {
     if (!m)
         return;
+    if (m->be && m->dev)
+        decode_close(m);
     struct arena *arenas[] = {&m->parameters, &m->gradients, &m->activations, &m->scratch, &m->cache};
     for (size_t i = 0; i < sizeof arenas / sizeof *arenas; i++)
         if (arenas[i]->base)

@@ -18,13 +18,15 @@ struct model;
 struct model_options {
     int train;         /* gradients and kept activations */
     int recompute;     /* training: keep only each block's input, run the block's forward again in backward */
-    enum dtype dtype;  /* of the parameters: DT_F32, or DT_BF16 when not training (CPU decode and scoring) */
+    enum dtype dtype;  /* of the parameters: DT_F32 or DT_BF16. Training in bf16 needs a backend with bf16 activations (CUDA) */
+    int no_master;     /* training in bf16: 1 = no f32 master weights, the bf16 values are the only ones (stochastic rounding) */
+    int deterministic; /* no float atomics in attention's backward: same bits in every run (the CPU: always) */
     int64_t B, T;      /* largest batch for forward/backward, scoring and prefill; 0 with cache only decodes */
     int64_t cache_B, cache_S; /* K/V cache for this many sequences and positions; 0: none */
     enum dtype cache_dtype;   /* DT_F32 or DT_BF16 */
 };
 
-/* Bytes, as they will be reserved. */
+/* Bytes, as they will be reserved. parameters: with the bf16 copy and the master weights; gradients: f32, as large as one moment. */
 struct model_memory { int64_t parameters, gradients, activations, scratch, cache; };
 
 /* Measures without allocating (the same carving code with a NULL base): what --plan prints. */
@@ -44,15 +46,20 @@ struct model_param {
     int64_t offset; /* elements of its own dtype into the flat range. q|k|v and gate|up (and their biases) follow each other without
                      * a gap; every such group and every other parameter is 64-byte aligned, the padding is zero and stays zero */
     int64_t count;
-    struct view value, grad; /* grad.p NULL when not training */
+    struct view value, grad; /* what forward reads; grad.p NULL when not training */
+    struct view master;      /* what the optimiser updates and checkpoints keep: f32 when training with master weights, else value */
 };
 int model_param_count(const struct model *m);
 const struct model_param *model_param_at(const struct model *m, int i); /* memory order */
 const struct model_param *model_param_find(const struct model *m, const char *canonical);
 /* All parameters (and gradients) as one range of n elements, padding included: for optimiser, norms, checkpoints, collectives.
- * A bf16 model (matrices bf16, vectors and position table f32) has no such range: params NULL, n 0. */
-struct model_flat { void *params; float *grads; int64_t n; };
+ * Training in bf16: params is the f32 master (NULL without), low the bf16 working copy of the same layout; vectors without master
+ * weights lie apart, in model_param.master. A bf16 model that does not train (matrices bf16, vectors and position table f32) has no
+ * such range: all NULL, n 0. Everything is device memory. */
+struct model_flat { void *params; float *grads; uint16_t *low; int64_t n; };
 struct model_flat model_flat(const struct model *m);
+/* After masters were written from outside (model_load and model_init do it themselves): the bf16 working copy again. */
+enum code model_refresh(struct model *m) MUST_USE;
 
 enum code model_load(struct model *m, struct checkpoint *ck) MUST_USE; /* arch must agree; converts dtypes */
 /* Normal(0, sd), output projections (o, down) scaled by 1/sqrt(2L) (Radford 2019), norms 1, biases 0. Stream init per tensor name. */
@@ -65,13 +72,15 @@ enum code model_tokenizer(struct tokenizer **t, struct checkpoint *ck) MUST_USE;
 /* ---- forward and backward ------------------------------------------------------------------------------------------ */
 
 /* Adds this micro-batch's gradients to model_flat().grads, the sum of -ln p to *loss_sum and the valid targets to *count.
- * inv_count points to 1 / valid targets of the whole global batch (device memory). b->B <= options.B, b->T <= options.T. */
+ * inv_count points to 1 / valid targets of the whole global batch. All three are device memory, and nothing waits for the device.
+ * b->B <= options.B, b->T <= options.T. */
 enum code model_forward_backward(struct model *m, const struct batch *b, const float *inv_count, double *loss_sum, int64_t *count) MUST_USE;
 /* Backward announces ranges of the flat gradient that are final for this micro-batch, last layer first (for overlapped
  * reduction). NULL: none. */
 typedef void model_grad_ready_fn(void *context, int64_t from, int64_t to);
 void model_on_grad_ready(struct model *m, model_grad_ready_fn *fn, void *context);
-/* No gradients. logp f32 [B,T] (p NULL: not wanted): ln p(target), 0 where masked. Works on training and non-training models. */
+/* No gradients. logp f32 [B,T] (p NULL: not wanted): ln p(target), 0 where masked. logp and the sums, which are added to, are host
+ * memory; returns when they are there. Works on training and non-training models. */
 enum code model_score(struct model *m, const struct batch *b, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
 
 /* ---- K/V cache ------------------------------------------------------------------------------------------------------ */

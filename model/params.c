@@ -1,13 +1,15 @@
 /* Parameters as one flat range, in the memory order of arch_tensors: embed | pos | layers | final norm | head.
  * A group of tensors that one GEMM reads (q|k|v, gate|up, and their biases) is packed without gaps; every group starts on a
  * 64-byte boundary and the padding before the next one is zero. The range is one carve, so an AddressSanitizer redzone never
- * splits it. Of a bf16 model the matrices are bf16 and the vectors and position table f32, as the kernels read them. */
+ * splits it. Of a bf16 model the matrices are bf16 and the vectors and position table f32, as the kernels read them.
+ * Training in bf16 has three ranges of one layout: gradients f32, master weights f32, the bf16 copy (where padding and the vectors'
+ * places are unused). Without master weights the vectors are packed behind the bf16 range. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "parts.h"
 
-enum { ALIGN = 64 };
+enum { ALIGN = 64, ALIGN_ELEMENTS = 32 }; /* the second keeps bf16 groups on 64 bytes when offsets count f32 elements */
 
 /* 1 when `s` continues the group of the tensor before it. */
 static int joins_previous(enum tensor_slot s, enum tensor_slot previous)
@@ -23,9 +25,19 @@ static int joins_previous(enum tensor_slot s, enum tensor_slot previous)
     }
 }
 
+static int is_matrix(const struct tensor_spec *spec) { return spec->nd == 2 && spec->slot != T_POS; }
+
 static enum dtype stored_dtype(const struct model *m, const struct tensor_spec *spec)
 {
-    return spec->nd == 2 && spec->slot != T_POS ? m->options.dtype : DT_F32;
+    return is_matrix(spec) ? m->options.dtype : DT_F32;
+}
+
+static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* Where the vector i starts among the vectors packed so far. */
+static int64_t vector_place(const struct model *m, int i, int64_t packed)
+{
+    return i > 0 && joins_previous(m->param[i].spec.slot, m->param[i - 1].spec.slot) ? packed : round_up(packed, ALIGN_ELEMENTS);
 }
 
 enum code params_plan(struct model *m)
@@ -38,19 +50,21 @@ enum code params_plan(struct model *m)
         free(specs);
         return fail(ERR_MEMORY, "out of memory for the table of %d parameters", n);
     }
-    int64_t at = 0;
+    int64_t at = 0, align = trains_bf16(m) ? ALIGN_ELEMENTS * (int64_t)sizeof(float) : ALIGN;
     for (int i = 0; i < n; i++) {
         struct model_param *p = &m->param[i];
         p->spec = specs[i];
         p->count = specs[i].n[0] * specs[i].n[1];
-        int64_t width = (int64_t)dtype_bytes(stored_dtype(m, &specs[i]));
+        int64_t width = (int64_t)dtype_bytes(trains_bf16(m) ? DT_F32 : stored_dtype(m, &specs[i]));
         if (i == 0 || !joins_previous(specs[i].slot, specs[i - 1].slot))
-            at = (at + ALIGN - 1) / ALIGN * ALIGN;
+            at = round_up(at, align);
         p->offset = at / width;
         at += p->count * width;
+        if (m->options.no_master && !is_matrix(&specs[i]))
+            m->n_vectors = vector_place(m, i, m->n_vectors) + p->count;
     }
     m->n_params = n;
-    m->param_bytes = (size_t)((at + ALIGN - 1) / ALIGN * ALIGN);
+    m->param_bytes = (size_t)round_up(at, align);
     free(specs);
     return OK;
 }
@@ -106,15 +120,43 @@ static void weights_add(struct weights *w, const struct model *m, const struct t
     }
 }
 
+/* The range of each type, or what stands for it. */
+struct ranges { void *whole, *low, *vectors; };
+
+static struct ranges ranges_carve(struct model *m)
+{
+    struct ranges r = {NULL, NULL, NULL};
+    int master = !trains_bf16(m) || !m->options.no_master;
+    r.whole = master ? arena_carve(&m->parameters, m->param_bytes) : NULL;
+    r.low = trains_bf16(m) ? arena_carve(&m->parameters, m->param_bytes / 2) : NULL;
+    r.vectors = master ? NULL : arena_carve(&m->parameters, (size_t)m->n_vectors * sizeof(float));
+    return r;
+}
+
+static void values_set(const struct model *m, struct model_param *p, const struct ranges *r, int64_t vector)
+{
+    if (!trains_bf16(m)) {
+        p->value = p->master = param_view(&p->spec, stored_dtype(m, &p->spec), r->whole, p->offset);
+        return;
+    }
+    struct view low = param_view(&p->spec, DT_BF16, r->low, p->offset);
+    p->master = r->whole ? param_view(&p->spec, DT_F32, r->whole, p->offset) : is_matrix(&p->spec) ? low : param_view(&p->spec, DT_F32, r->vectors, vector);
+    p->value = is_matrix(&p->spec) ? low : p->master;
+}
+
 void params_carve(struct model *m)
 {
-    char *base = arena_carve(&m->parameters, m->param_bytes);
+    struct ranges r = ranges_carve(m);
     char *grads = m->options.train ? arena_carve(&m->gradients, m->param_bytes) : NULL;
-    if (!base)
+    int64_t vectors = 0;
+    if (!m->parameters.base)
         return; /* measuring */
+    m->low = r.low;
     for (int i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->param[i];
-        p->value = param_view(&p->spec, stored_dtype(m, &p->spec), base, p->offset);
+        int64_t place = is_matrix(&p->spec) ? 0 : vector_place(m, i, vectors);
+        values_set(m, p, &r, place);
+        vectors = is_matrix(&p->spec) ? vectors : place + p->count;
         p->grad = grads ? param_view(&p->spec, DT_F32, grads, p->offset) : view_none();
         weights_add(&m->value, m, &p->spec, p->value);
         if (grads)
@@ -147,11 +189,18 @@ const struct model_param *model_param_find(const struct model *m, const char *ca
 
 struct model_flat model_flat(const struct model *m)
 {
-    struct model_flat f = {NULL, NULL, 0};
-    if (m->options.dtype != DT_F32)
+    struct model_flat f = {NULL, NULL, NULL, 0};
+    if (m->options.dtype != DT_F32 && !m->options.train)
         return f;
-    f.params = m->parameters.base;
+    f.params = trains_bf16(m) && m->options.no_master ? NULL : m->parameters.base;
     f.grads = (float *)(void *)m->gradients.base;
+    f.low = m->low;
     f.n = (int64_t)(m->param_bytes / sizeof(float));
     return f;
+}
+
+enum code model_refresh(struct model *m)
+{
+    struct model_flat f = model_flat(m);
+    return f.low && f.params ? m->be->cast(m->dev, f.low, DT_BF16, f.params, DT_F32, f.n) : OK;
 }

@@ -1,7 +1,8 @@
 /* Private to model/: what an open model is made of.
  *
  * Memory: five device arenas, each measured by running its carving with a NULL base, then reserved once.
- *   parameters   [embed | pos | layer 0 | layer 1 | ... | final norm | head], one carve: the flat range
+ *   parameters   [embed | pos | layer 0 | layer 1 | ... | final norm | head], one carve: the flat range. Training in bf16: the same
+ *                range in f32 (master weights), then in bf16, where the matrices' views point; the vectors' stay in the first
  *   gradients    the same layout in f32, training only
  *   activations  kept per layer for backward (struct block_keep), the inputs of the step, the rotary tables
  *   scratch      shared by all layers: norm output, branch, the union `u`, the kernels' own scratch
@@ -30,15 +31,15 @@ struct weights {
     struct block_params *block; /* [L] */
 };
 
-/* What a block's forward leaves behind. Rows are the N = B*T of the pass, packed; capacity is for the largest pass.
- * Without training all layers share one set, with recompute all but x. */
+/* What a block's forward leaves behind. Rows are the N = B*T of the pass, packed; capacity is for the largest pass. Elements are
+ * activations (block_env.act) where the pointer is void. Without training all layers share one set, with recompute all but x. */
 struct block_keep {
-    float *x;   /* [N,C] the block's input, summed */
-    float *qkv; /* [N,(H+2G)*D] q and k rotated */
-    float *o;   /* [N,H*D] attention output */
+    void *x;    /* [N,C] the block's input, summed */
+    void *qkv;  /* [N,(H+2G)*D] q and k rotated */
+    void *o;    /* [N,H*D] attention output */
     float *lse; /* [B,H,T] */
-    float *mid; /* [N,C] x + attention branch */
-    float *in;  /* [N,2F] gate|up or [N,F] up; backward turns it into its own gradient */
+    void *mid;  /* [N,C] x + attention branch */
+    void *in;   /* [N,2F] gate|up or [N,F] up; backward turns it into its own gradient */
     float *mean1, *rstd1, *mean2, *rstd2; /* [N] of the two norms; means only for LayerNorm kinds */
 };
 
@@ -51,15 +52,23 @@ struct block_env {
     const struct arch *arch;
     int64_t B, T; /* of this pass; T = new tokens per sequence when attending the cache */
     enum block_attention attention;
+    int deterministic;
+    enum dtype act; /* of activations: what the backend has beside matrices of this model's type */
     struct view pos, seg;           /* i32 [N], i32 [B,T]; seg p NULL: one document per row */
     struct view rope_cos, rope_sin; /* f32 [P,r/2]; p NULL: no rotation */
     struct view lens;               /* i32 [B]: cached positions before this pass */
-    float *n;      /* [N,C] norm output */
-    float *branch; /* [N,C] the sublayer's output, not yet added; in backward the gradient of a norm's output */
-    float *d;      /* [N,C] gradient of the residual stream, training only */
-    float *u;      /* [N,max(2F,(H+2G)*D+H*D)] MLP hidden and its gradient, or dqkv|dout: never alive together */
+    void *n;       /* [N,C] norm output */
+    void *branch;  /* [N,C] the sublayer's output, not yet added; in backward the gradient of a norm's output */
+    void *d;       /* [N,C] gradient of the residual stream, training only */
+    void *u;       /* two halves: MLP hidden [N,F] and its gradient, or dqkv [N,(H+2G)*D] and dout [N,H*D]: never alive together */
     void *scratch; /* for kernels */
 };
+
+struct score_sums { double loss; int64_t count; };
+
+/* A decode step of one shape: the first runs as it is, the second is recorded, the others run the record. */
+enum decode_state { DECODE_NEW, DECODE_WARM, DECODE_RECORDED, DECODE_PLAIN };
+struct decode_graph { enum decode_state state; struct graph *graph; };
 
 struct model {
     struct arch arch;
@@ -70,7 +79,9 @@ struct model {
     struct arena parameters, gradients, activations, scratch, cache;
     struct model_param *param;
     int n_params;
-    size_t param_bytes; /* of the flat range */
+    size_t param_bytes; /* of the flat range; training in bf16: of its f32 form */
+    int64_t n_vectors;  /* elements of the f32 vectors that lie apart: training in bf16 without master weights */
+    uint16_t *low;      /* the bf16 working copy of the flat range: training in bf16 */
     struct weights value, grad;
     struct block_keep *keep; /* [L] */
     struct kv_layer *kv;     /* [L], cache only */
@@ -79,7 +90,10 @@ struct model {
     int64_t positions;       /* P: rows of the rotary tables */
     int32_t *ids, *targets, *pos, *seg, *lens; /* device: [rows] x 4, [cache_B] */
     int32_t *host_pos, *host_lens;             /* mirrors, malloc'ed */
-    float *final_mean, *final_rstd;            /* [rows] */
+    float *final_mean, *final_rstd;            /* device: [rows] */
+    float *logp, *logits;                      /* device, on their way to the host: [B*T], [cache_B,V] */
+    struct score_sums *sums;                   /* device */
+    struct decode_graph decode[8][2];          /* by new tokens - 1, and whether logits are wanted */
     model_grad_ready_fn *ready;
     void *ready_context;
 };
@@ -87,12 +101,17 @@ struct model {
 /* params.c */
 enum code params_plan(struct model *m) MUST_USE; /* the list with offsets, from arch_tensors */
 void params_carve(struct model *m);              /* parameters, gradients and all views of them */
+/* 1 when the matrices are trained in bf16: one flat f32 layout for gradients and master weights, and a bf16 copy of it. */
+static inline int trains_bf16(const struct model *m) { return m->options.train && m->options.dtype == DT_BF16; }
 
 /* activations.c: carves activations and scratch for the options; with NULL bases it only measures. */
 void activations_carve(struct model *m);
 
 /* cache.c */
 void cache_carve(struct model *m);
+
+/* decode.c: frees the recorded steps. */
+void decode_close(struct model *m);
 
 /* rope_table.c */
 struct rope_frequencies {
@@ -105,7 +124,7 @@ struct rope_frequencies *rope_frequencies(const struct arch *arch, int64_t lengt
 enum code rope_tables_fill(const struct arch *arch, int64_t positions, float *cos_table, float *sin_table) MUST_USE;
 
 /* support.c */
-enum code model_supports(const struct arch *arch, const struct model_options *options) MUST_USE;
+enum code model_supports(const struct arch *arch, const struct model_options *options, enum dtype activations) MUST_USE;
 
 /* block_forward.c. The block's input is base + env->branch, stored in keep->x (base p NULL: keep->x already holds it). Leaves
  * keep->mid and env->branch, whose sum is the output; with `for_backward` it stops once everything in keep is there. */
@@ -124,11 +143,17 @@ struct block_views {
 };
 struct block_views block_views(const struct block_env *env, const struct arch_block *dims, const struct block_keep *keep);
 /* q, k, v of a packed [N,(H+2G)*D] buffer as [B,T,heads,D]; q|k together as [N,H+G,D] for the rotation. */
-void qkv_split(const struct block_env *env, const struct arch_block *dims, float *qkv, struct view *q, struct view *k, struct view *v);
-struct view qkv_rotated(const struct block_env *env, const struct arch_block *dims, float *qkv);
+void qkv_split(const struct block_env *env, const struct arch_block *dims, void *qkv, struct view *q, struct view *k, struct view *v);
+struct view qkv_rotated(const struct block_env *env, const struct arch_block *dims, void *qkv);
 struct attention_args block_attention_args(const struct block_env *env, const struct arch_block *dims);
 static inline int64_t qkv_width(const struct arch_block *b) { return (b->H + 2 * b->G) * b->D; }
 static inline int64_t in_width(const struct arch *a, const struct arch_block *b) { return mlp_is_gated(a->mlp) ? 2 * b->F : b->F; }
+/* A contiguous activation [n0,n1]. */
+static inline struct view act_2d(const struct block_env *e, void *p, int64_t n0, int64_t n1) { return view_2d(p, e->act, n0, n1); }
+/* Bytes of n activations, and the second half of u behind a first of n: on a 64-byte boundary. */
+static inline size_t act_bytes(const struct block_env *e, int64_t n) { return (size_t)n * dtype_bytes(e->act); }
+static inline size_t act_padded(const struct block_env *e, int64_t n) { return (act_bytes(e, n) + 63) & ~(size_t)63; }
+static inline void *u_second(const struct block_env *e, int64_t n) { return (char *)e->u + act_padded(e, n); }
 static inline int norm_has_mean(enum norm_kind k) { return k == NORM_LAYER || k == NORM_LAYER_NOP; }
 
 /* forward.c. Puts the batch on the device and sets env for it (positions NULL: 0..T-1; segments, targets NULL: none). */

@@ -10,11 +10,19 @@ enum code model_score(struct model *m, const struct batch *b, struct view logp, 
                     (long long)m->options.B, (long long)m->options.T);
     TRY(pass_begin(m, b->B, b->T, b->ids, b->positions, b->segments, b->targets));
     TRY(pass_blocks(m));
-    struct view n = view_2d(m->env.n, DT_F32, N, a->C), none = view_none();
-    struct view mid = view_2d(m->keep[a->stack[STACK_DEC].L - 1].mid, DT_F32, N, a->C), branch = view_2d(m->env.branch, DT_F32, N, a->C);
+    const struct block_env *e = &m->env;
+    struct view n = act_2d(e, e->n, N, a->C), none = view_none();
+    struct view mid = act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C), branch = act_2d(e, e->branch, N, a->C);
+    struct view p = logp.p ? view_1d(m->logp, DT_F32, N) : none;
+    struct score_sums sums = {*loss_sum, *count}; /* the device goes on adding to them: one order of additions over all batches */
     TRY(m->be->norm_fwd(m->dev, n, none, none, none, mid, branch, m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
-    if (logp.p)
-        logp = view_1d(logp.p, DT_F32, N);
     struct xent_args args = model_xent_args(m);
-    return m->be->xent(m->dev, loss_sum, count, logp, none, none, n, m->value.head, view_1d(m->targets, DT_I32, N), &args, m->env.scratch);
+    TRY(m->be->device_copy(m->dev, m->sums, &sums, sizeof sums));
+    TRY(m->be->xent(m->dev, &m->sums->loss, &m->sums->count, p, none, none, n, m->value.head, view_1d(m->targets, DT_I32, N), &args, e->scratch));
+    if (logp.p)
+        TRY(m->be->device_copy(m->dev, logp.p, m->logp, (size_t)N * sizeof(float)));
+    TRY(m->be->device_copy(m->dev, &sums, m->sums, sizeof sums));
+    *loss_sum = sums.loss;
+    *count = sums.count;
+    return OK;
 }

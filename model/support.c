@@ -58,13 +58,13 @@ static enum code arch_supported(const struct arch *a)
     return OK;
 }
 
-enum code model_supports(const struct arch *a, const struct model_options *o)
+enum code model_supports(const struct arch *a, const struct model_options *o, enum dtype activations)
 {
     TRY(arch_supported(a));
     if (o->dtype != DT_F32 && o->dtype != DT_BF16)
         return fail(ERR_UNSUPPORTED, "parameters in memory can be f32 or bf16, not %s", dtype_name(o->dtype));
-    if (o->train && o->dtype != DT_F32)
-        return fail(ERR_UNSUPPORTED, "training keeps its parameters in f32, not %s", dtype_name(o->dtype));
+    if (o->train && o->dtype != activations)
+        return fail(ERR_UNSUPPORTED, "training keeps its parameters in %s on this device, not %s", dtype_name(activations), dtype_name(o->dtype));
     if (o->cache_B > 0 && o->cache_S > 0 && o->cache_dtype != DT_F32 && o->cache_dtype != DT_BF16)
         return fail(ERR_UNSUPPORTED, "the K/V cache can be f32 or bf16, not %s", dtype_name(o->cache_dtype));
     if (o->B < 0 || o->T < 0 || o->cache_B < 0 || o->cache_S < 0)

@@ -7,9 +7,9 @@ static enum code head_forward_backward(struct model *m, const float *inv_count, 
     const struct arch *a = &m->arch;
     const struct block_env *e = &m->env;
     int64_t N = e->B * e->T;
-    struct view n = view_2d(e->n, DT_F32, N, a->C), x = view_2d(e->u, DT_F32, N, a->C), none = view_none();
-    struct view branch = view_2d(e->branch, DT_F32, N, a->C), d = view_2d(e->d, DT_F32, N, a->C), dn = branch;
-    struct view mid = view_2d(m->keep[a->stack[STACK_DEC].L - 1].mid, DT_F32, N, a->C);
+    struct view n = act_2d(e, e->n, N, a->C), x = act_2d(e, e->u, N, a->C), none = view_none();
+    struct view branch = act_2d(e, e->branch, N, a->C), d = act_2d(e, e->d, N, a->C), dn = branch;
+    struct view mid = act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C);
     struct view mean = view_1d(m->final_mean, DT_F32, N), rstd = view_1d(m->final_rstd, DT_F32, N);
     struct xent_args args = model_xent_args(m);
     args.inv_count = inv_count;
@@ -68,7 +68,7 @@ enum code model_forward_backward(struct model *m, const struct batch *b, const f
     announce(m, m->arch.stack[STACK_DEC].L);
     TRY(blocks_backward(m));
     int64_t N = b->B * b->T;
-    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, view_2d(m->env.d, DT_F32, N, m->arch.C), view_1d(m->ids, DT_I32, N), m->env.pos,
+    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, act_2d(&m->env, m->env.d, N, m->arch.C), view_1d(m->ids, DT_I32, N), m->env.pos,
                          (float)m->arch.embed_scale));
     announce(m, -1);
     return OK;

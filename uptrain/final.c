@@ -127,6 +127,25 @@ static enum code add_tokenizer(const struct run *r, struct ckpt_writer *w)
     return c;
 }
 
+/* Row blocks of 8 MiB where the host cannot read the model's memory. */
+static enum code write_tensor(const struct run *r, struct ckpt_writer *w, const struct ckpt_tensor *t, const struct model_param *q)
+{
+    struct view v = q->master;
+    if (r->optimizer.moments.host)
+        return ckpt_write(w, t, 0, t->n[0], v.p, v.dtype);
+    int64_t row_bytes = view_count(v) / v.n[0] * (int64_t)dtype_bytes(v.dtype), rows = (8 << 20) / row_bytes > 0 ? (8 << 20) / row_bytes : 1;
+    char *block = malloc((size_t)(rows * row_bytes));
+    enum code c = block ? OK : fail(ERR_MEMORY, "out of memory for a block of %s", t->name);
+    for (int64_t row = 0; c == OK && row < t->n[0]; row += rows) {
+        int64_t now = t->n[0] - row < rows ? t->n[0] - row : rows;
+        c = r->backend->device_copy(r->device, block, (const char *)v.p + row * row_bytes, (size_t)(now * row_bytes));
+        if (c == OK)
+            c = ckpt_write(w, t, row, now, block, v.dtype);
+    }
+    free(block);
+    return c;
+}
+
 static enum code write_all(const struct run *r, struct ckpt_writer *w, const json_t *facts)
 {
     char *card = NULL;
@@ -136,7 +155,7 @@ static enum code write_all(const struct run *r, struct ckpt_writer *w, const jso
         const struct model_param *q = model_param_find(r->model, t->name);
         if (!q)
             return fail(ERR_INTERNAL, "final: the model has no tensor %s", t->name);
-        TRY(ckpt_write(w, t, 0, t->n[0], q->value.p, DT_F32));
+        TRY(write_tensor(r, w, t, q));
     }
     TRY(add_tokenizer(r, w));
     enum code c = card_make(r, facts, &card, &n);

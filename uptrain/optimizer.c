@@ -1,12 +1,13 @@
 /* AdamW over flat ranges. All parameters lie in one allocation (model_flat); consecutive ones with the same weight-decay flag and
  * the same freeze flag are one range, updated by one kernel call. Moments are two more flat arrays of the same layout.
  *
- * Gradient norm: the backend writes one double per 65536 elements of the whole flat gradient; they are added here in order, so the
- * norm depends neither on the ranges nor on threads. Clip factor and skip flag go back to device memory, where adamw reads them.
+ * Gradient norm: the backend writes one double per 65536 elements of the whole flat gradient and adds them in order, so the norm
+ * depends neither on the ranges nor on threads. Clip factor and skip flag stay in device memory, where adamw reads them: the whole
+ * step is queued before the host looks at its loss and norm.
+ * Training in bf16, adamw also writes the working copy; without master weights the copy of the matrices is all there is.
  * Frozen gradients are zeroed first: they are no part of the norm. Padding between parameters is zero and stays zero (its
  * gradient and moments are zero, and weight decay of zero is zero). */
 #include <fnmatch.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -23,6 +24,17 @@ static int frozen(const struct options *o, const char *name, unsigned char *used
     return hit;
 }
 
+static struct optimizer_range range_from(const struct optimizer *p, const struct model_param *q, int is_frozen)
+{
+    struct model_flat flat = model_flat(p->model);
+    struct optimizer_range r = {q->offset, 0, q->spec.decay, is_frozen, NULL, NULL};
+    if (q->master.dtype == DT_F32)
+        r.p = q->master.p;
+    if (flat.low && (flat.params || !r.p)) /* vectors without master weights are read where they are */
+        r.low = flat.low + q->offset;
+    return r;
+}
+
 static enum code make_ranges(struct optimizer *p, const struct options *o)
 {
     int count = model_param_count(p->model);
@@ -37,9 +49,9 @@ static enum code make_ranges(struct optimizer *p, const struct options *o)
         int64_t end = i + 1 < count ? model_param_at(p->model, i + 1)->offset : p->n;
         int is_frozen = frozen(o, q->spec.name, used);
         struct optimizer_range *last = p->n_ranges ? &p->ranges[p->n_ranges - 1] : NULL;
-        if (!last || last->decay != q->spec.decay || last->frozen != is_frozen) {
+        if (!last || last->decay != q->spec.decay || last->frozen != is_frozen || !last->p != (q->master.dtype == DT_BF16)) {
             last = &p->ranges[p->n_ranges++];
-            *last = (struct optimizer_range){q->offset, 0, q->spec.decay, is_frozen};
+            *last = range_from(p, q, is_frozen);
         }
         last->count = end - last->from;
         p->frozen += is_frozen ? q->count : 0;
@@ -60,9 +72,7 @@ static void carve(struct optimizer *p)
     p->m = arena_carve(&p->moments, bytes);
     p->v = arena_carve(&p->moments, bytes);
     p->partials = arena_carve(&p->scalars, (size_t)p->n_partials * sizeof(double));
-    p->clip = arena_carve(&p->scalars, sizeof(float));
-    p->inv_count = arena_carve(&p->scalars, sizeof(float));
-    p->skip = arena_carve(&p->scalars, sizeof(int32_t));
+    p->step = arena_carve(&p->scalars, sizeof *p->step);
 }
 
 enum code optimizer_open(struct optimizer *p, struct model *model, const struct backend *backend, struct device *device,
@@ -74,10 +84,8 @@ enum code optimizer_open(struct optimizer *p, struct model *model, const struct 
     p->model = model;
     p->n = model_flat(model).n;
     p->n_partials = (p->n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
+    p->seed = (uint64_t)o->seed;
     TRY(make_ranges(p, o));
-    p->host_partials = malloc((size_t)p->n_partials * sizeof(double) + 1);
-    if (!p->host_partials)
-        return fail(ERR_MEMORY, "out of memory for the gradient norm");
     carve(p);
     size_t moments = p->moments.used, scalars = p->scalars.used;
     TRY(backend->device_alloc(device, &p->moments, "moments", moments));
@@ -93,39 +101,46 @@ void optimizer_close(struct optimizer *p)
     if (p->scalars.base)
         p->backend->device_free(p->device, &p->scalars);
     free(p->ranges);
-    free(p->host_partials);
     memset(p, 0, sizeof *p);
 }
 
-enum code optimizer_norm(struct optimizer *p, double max_norm, int loss_is_finite, double *norm)
+enum code optimizer_begin(struct optimizer *p, int64_t valid)
+{
+    struct step_scalars s;
+    memset(&s, 0, sizeof s);
+    s.inv_count = valid > 0 ? 1.0f / (float)valid : 0.0f;
+    return p->backend->device_copy(p->device, p->step, &s, sizeof s);
+}
+
+enum code optimizer_norm(struct optimizer *p, double max_norm)
 {
     float *grads = model_flat(p->model).grads;
+    struct step_scalars *s = p->step;
     for (int i = 0; i < p->n_ranges; i++)
         if (p->ranges[i].frozen)
             TRY(p->backend->fill(p->device, grads + p->ranges[i].from, 0.0f, p->ranges[i].count));
     TRY(p->backend->sumsq(p->device, p->partials, grads, p->n));
-    TRY(p->backend->device_copy(p->device, p->host_partials, p->partials, (size_t)p->n_partials * sizeof(double)));
-    double sum = 0.0;
-    for (int64_t i = 0; i < p->n_partials; i++)
-        sum += p->host_partials[i];
-    *norm = sqrt(sum);
-    int32_t skip = !loss_is_finite || !isfinite(*norm);
-    float clip = !skip && max_norm > 0.0 && *norm > max_norm ? (float)(max_norm / *norm) : 1.0f;
-    TRY(p->backend->device_copy(p->device, p->clip, &clip, sizeof clip));
-    return p->backend->device_copy(p->device, p->skip, &skip, sizeof skip);
+    return p->backend->grad_clip(p->device, &s->norm, &s->clip, &s->skip, p->partials, p->n_partials, &s->loss_sum, max_norm);
 }
 
 enum code optimizer_step(struct optimizer *p, const struct optimizer_options *o, double lr, int64_t step)
 {
-    struct model_flat flat = model_flat(p->model);
+    float *grads = model_flat(p->model).grads;
     struct adamw_args a = {.lr = (float)lr, .beta1 = (float)o->beta1, .beta2 = (float)o->beta2, .eps = (float)o->eps, .weight_decay = 0.0f,
-                           .step = step, .clip = p->clip, .skip = p->skip, .zero_grad = 1};
+                           .step = step, .clip = &p->step->clip, .skip = &p->step->skip, .zero_grad = 1, .seed = p->seed};
     for (int i = 0; i < p->n_ranges; i++) {
         const struct optimizer_range *g = &p->ranges[i];
         if (g->frozen)
             continue;
         a.weight_decay = g->decay ? (float)o->weight_decay : 0.0f;
-        TRY(p->backend->adamw(p->device, (float *)flat.params + g->from, flat.grads + g->from, p->m + g->from, p->v + g->from, g->count, &a));
+        a.low = g->low;
+        a.first = g->from;
+        TRY(p->backend->adamw(p->device, g->p, grads + g->from, p->m + g->from, p->v + g->from, g->count, &a));
     }
     return OK;
+}
+
+enum code optimizer_result(struct optimizer *p, struct step_scalars *result)
+{
+    return p->backend->device_copy(p->device, result, p->step, sizeof *result);
 }

@@ -69,7 +69,9 @@ static const struct config_field fields[] = {
     KEY("lr_scheduler.warmup_ratio", CONFIG_FLOAT, schedule.warmup_ratio, NULL, "warmup_ratio", "the same as a share of all updates (default 0)", 0, 1),
     KEY("lr_scheduler.min_lr_ratio", CONFIG_FLOAT, schedule.min_lr_ratio, "0", "min_lr_ratio|cosine_min_lr_ratio", "last learning rate as a share of the peak", 0, 1),
     KEY("lr_scheduler.decay_ratio", CONFIG_FLOAT, schedule.decay_ratio, "0.1", NULL, "wsd: share of the updates in which the rate falls", 0, 1),
-    CHOICE("precision", precision, "fp32", "fp32|bf16", NULL, "of parameters and activations (the CPU does fp32)"),
+    CHOICE("precision", precision, "fp32", "fp32|bf16", NULL, "of matrices and activations; vectors, moments and gradients are always fp32 (the CPU does fp32)"),
+    KEY("master_weights", CONFIG_BOOL, master_weights, "true", NULL,
+        "precision bf16: f32 weights beside the bf16 ones; false: only bf16, rounded stochastically", 0, 0),
     CHOICE("activation_checkpointing", checkpointing, "none", "none|block|false|true", "gradient_checkpointing|enable_activation_checkpointing",
            "block: keep each block's input only and compute the block again in the backward pass"),
     KEY("freeze", CONFIG_STRS, freeze, NULL, NULL, "globs of tensor names that stay as they are, e.g. [embed.*, dec.0.*]", 0, 0),
@@ -180,6 +182,8 @@ static int wanted(const struct options *o, const char *key)
     if (!strncmp(key, "model.arch.", 11) && o->init != INIT_RANDOM)
         return 0;
     if (!strncmp(key, "gqa.", 4) && o->gqa.kv_heads == UNSET_INT)
+        return 0;
+    if (!strcmp(key, "master_weights") && o->precision != PRECISION_BF16)
         return 0;
     /* Each is said by another key of the resolved config. */
     return strcmp(key, "gradient_accumulation_steps") != 0 && strcmp(key, "optimizer.adam_beta1") != 0 &&

@@ -50,7 +50,7 @@ struct options {
     struct optimizer_options optimizer;
     double max_grad_norm;
     struct schedule_options schedule;
-    int precision, checkpointing;
+    int precision, master_weights, checkpointing;
     struct config_list freeze;
     const struct config_node *distill;
     int64_t save_steps, eval_steps, eval_batches, logging_steps, save_total_limit;

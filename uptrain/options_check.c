@@ -120,6 +120,8 @@ enum code options_check(struct options *o)
     if (o->distill || has(o, "distill"))
         return fail(ERR_UNSUPPORTED, "%s: distill (training against a teacher's probabilities) comes in a later version; remove the block "
                     "to train with cross-entropy", at(o, "distill"));
+    if (has(o, "master_weights") && !o->master_weights && o->precision != PRECISION_BF16)
+        return fail(ERR_USAGE, "%s: master_weights: false goes with precision: bf16; fp32 weights are their own masters", at(o, "master_weights"));
     if (!*o->resume)
         return fail(ERR_USAGE, "%s: resume is empty; use auto, never or a path", at(o, "resume"));
     o->checkpointing &= 1; /* false and true are none and block */

@@ -45,12 +45,12 @@ enum code plan_make(struct run *r, struct plan *p)
     double rate;
     memset(p, 0, sizeof *p);
     TRY(model_measure(&r->arch, r->backend, r->device, &m, &p->memory));
-    p->moments = 2 * p->memory.parameters;
+    p->moments = 2 * p->memory.gradients; /* one layout */
     p->total = p->memory.parameters + p->memory.gradients + p->moments + p->memory.activations + p->memory.scratch;
     p->parameters = arch_parameters(&r->arch);
     p->flops = model_train_flops_per_token(&r->arch, o->sequence_len) * (double)r->budget.tokens;
     int64_t element = width[o->dtype] ? width[o->dtype] : o->init == INIT_RANDOM ? 4 : (int64_t)dtype_bytes(r->arch.dtype);
-    int64_t step = 3 * p->memory.parameters, result = p->parameters * element;
+    int64_t step = p->moments + (m.no_master ? p->memory.parameters : p->memory.gradients), result = p->parameters * element;
     p->disk_needed = (o->save_steps > 0 && r->budget.steps > 0 ? (o->save_total_limit + 1) * step : step) + result;
     if (r->plan && o->gqa.kv_heads != UNSET_INT)
         p->disk_needed += result;

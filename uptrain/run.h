@@ -23,7 +23,16 @@ struct dataset {
 };
 
 /* One contiguous piece of the flat parameters with the same treatment. */
-struct optimizer_range { int64_t from, count; int decay, frozen; };
+struct optimizer_range { int64_t from, count; int decay, frozen; float *p; uint16_t *low; };
+
+/* What a step computes with and leaves, in device memory: written before it and read after it by one copy each, so that nothing in
+ * between waits for the device. */
+struct step_scalars {
+    double loss_sum, norm; /* sum of -ln p; of the accumulated gradients, NaN or inf when the step was skipped */
+    int64_t count;         /* valid targets */
+    float inv_count, clip;
+    int32_t skip;
+};
 
 struct optimizer {
     const struct backend *backend;
@@ -32,9 +41,9 @@ struct optimizer {
     struct arena moments, scalars; /* m then v, n floats each | the partial sums and scalars below, in device memory */
     float *m, *v;
     int64_t n, n_partials;
-    double *partials, *host_partials;
-    float *clip, *inv_count;
-    int32_t *skip;
+    double *partials;
+    struct step_scalars *step;
+    uint64_t seed; /* of stochastic rounding */
     struct optimizer_range *ranges;
     int n_ranges;
     int64_t frozen; /* parameters (elements) that stay as they are */
@@ -73,6 +82,7 @@ struct run {
     char *saved_path; /* newest good checkpoint, NULL when none */
     double saved_at;
     struct step_array *arrays; /* parameters and moments by name, for step_save and step_read */
+    struct step_copy copy;     /* through the device, where the host cannot read its memory */
     int n_arrays;
 };
 
@@ -96,10 +106,14 @@ struct model_options setup_model_options(const struct run *r);
 enum code optimizer_open(struct optimizer *p, struct model *model, const struct backend *backend, struct device *device,
                          const struct options *o) MUST_USE;
 void optimizer_close(struct optimizer *p);
-/* Gradient norm of the accumulated gradients, clip factor and skip flag. *norm is NaN or inf when the step must be skipped. */
-enum code optimizer_norm(struct optimizer *p, double max_norm, int loss_is_finite, double *norm) MUST_USE;
-/* AdamW over the ranges; gradients become zero. step is 1-based. */
+/* Before the first micro-batch of a step: sums zero, inv_count = 1 / valid (0: no valid target). */
+enum code optimizer_begin(struct optimizer *p, int64_t valid) MUST_USE;
+/* Norm of the accumulated gradients, clip factor and skip flag: queued, not waited for. */
+enum code optimizer_norm(struct optimizer *p, double max_norm) MUST_USE;
+/* AdamW over the ranges; gradients become zero. step is 1-based. Queued. */
 enum code optimizer_step(struct optimizer *p, const struct optimizer_options *o, double lr, int64_t step) MUST_USE;
+/* Waits for the step and tells what it left. */
+enum code optimizer_result(struct optimizer *p, struct step_scalars *result) MUST_USE;
 
 /* evaluate.c. Nats per token over the first eval_windows samples of the validation data. *stopped: a signal ended it early. */
 enum code evaluate(struct run *r, double *loss, int *stopped) MUST_USE;

@@ -90,10 +90,11 @@ enum code setup_device(struct run *r, const char *name)
 {
     struct device_options d = {.threads = (int)r->options.threads};
     TRY(backend_find(name, &r->backend));
-    if (r->options.precision == PRECISION_BF16 && !strcmp(r->backend->name, "cpu"))
+    TRY(r->backend->device_open(&r->device, &d));
+    if (r->options.precision == PRECISION_BF16 && r->backend->activation_dtype(r->device, DT_BF16) != DT_BF16)
         return fail(ERR_UNSUPPORTED, "%s: precision bf16 trains on CUDA only; the CPU trains in fp32 (the result can still be stored as "
                     "bf16: model.dtype)", at(r, "precision"));
-    return r->backend->device_open(&r->device, &d);
+    return OK;
 }
 
 enum code setup_data(struct run *r)
@@ -113,7 +114,9 @@ enum code setup_data(struct run *r)
 struct model_options setup_model_options(const struct run *r)
 {
     const struct options *o = &r->options;
-    return (struct model_options){.train = 1, .recompute = o->checkpointing, .dtype = DT_F32, .B = o->micro_batch_size,
+    int bf16 = o->precision == PRECISION_BF16;
+    return (struct model_options){.train = 1, .recompute = o->checkpointing, .dtype = bf16 ? DT_BF16 : DT_F32,
+                                  .no_master = bf16 && !o->master_weights, .deterministic = o->deterministic, .B = o->micro_batch_size,
                                   .T = o->sequence_len, .cache_B = 0, .cache_S = 0, .cache_dtype = DT_F32};
 }
 

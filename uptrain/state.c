@@ -9,6 +9,12 @@
 
 #include "run.h"
 
+static enum code copy(void *context, void *dst, const void *src, size_t bytes)
+{
+    struct run *r = context;
+    return r->backend->device_copy(r->device, dst, src, bytes);
+}
+
 enum code state_arrays(struct run *r)
 {
     static const char *const prefix[] = {"param/", "m/", "v/"};
@@ -16,17 +22,18 @@ enum code state_arrays(struct run *r)
     r->arrays = calloc(3 * (size_t)n + 1, sizeof *r->arrays);
     if (!r->arrays)
         return fail(ERR_MEMORY, "out of memory for the list of %d arrays", 3 * n);
+    r->copy = (struct step_copy){copy, r};
     for (int k = 0; k < 3; k++)
         for (int i = 0; i < n; i++) {
             const struct model_param *q = model_param_at(r->model, i);
             struct step_array *a = &r->arrays[r->n_arrays++];
-            float *flat = k == 0 ? model_flat(r->model).params : k == 1 ? r->optimizer.m : r->optimizer.v;
             snprintf(a->name, sizeof a->name, "%s%s", prefix[k], q->spec.name);
-            a->dtype = DT_F32;
+            a->dtype = k == 0 ? q->master.dtype : DT_F32;
             a->nd = q->spec.nd;
             a->n[0] = q->spec.n[0];
             a->n[1] = q->spec.nd > 1 ? q->spec.n[1] : 1;
-            a->p = flat + q->offset;
+            a->p = k == 0 ? q->master.p : (k == 1 ? r->optimizer.m : r->optimizer.v) + q->offset;
+            a->through = r->optimizer.moments.host ? NULL : &r->copy;
         }
     return OK;
 }
@@ -105,7 +112,7 @@ static void as_text(char out[80], const json_t *v)
 static enum code check_config(const struct run *r, const json_t *then, const json_t *now, const char *where)
 {
     static const char *const fixed[] = {"seed", "sequence_len", "micro_batch_size", "global_batch_size", "data.pack", "gqa.num_key_value_heads",
-                                        "model.init", "precision"};
+                                        "model.init", "precision", "master_weights"};
     static const char *const told[] = {"max_steps", "max_tokens", "uptrain_fraction", "original_tokens", "optimizer", "lr_scheduler",
                                        "max_grad_norm", "freeze", "eval_batches", "model.path", "activation_checkpointing"};
     char a[80], b[80];
@@ -198,7 +205,7 @@ static enum code restore(struct run *r, const struct step_reader *reader, const 
     warn_host(r, meta);
     for (int i = 0; i < r->n_arrays; i++)
         TRY(step_read((struct step_reader *)(uintptr_t)reader, &r->arrays[i]));
-    return OK;
+    return model_refresh(r->model);
 }
 
 enum code state_resume(struct run *r, int *resumed)

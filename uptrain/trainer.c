@@ -3,7 +3,8 @@
  *
  * A step s (1-based) sees the samples [(s-1) GB, s GB) of the training order. Its valid targets are counted first, so the loss is
  * sum / valid of the whole global batch however it is cut into micro-batches. A non-finite loss or gradient norm raises the skip flag:
- * parameters and moments stay as they are, and after max_skips of those in a row the run ends. Nothing in a step allocates. */
+ * parameters and moments stay as they are, and after max_skips of those in a row the run ends. Nothing in a step allocates, and the
+ * host waits for the device once, at its end. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,19 +32,16 @@ static int eval_due(const struct run *r)
     return r->data.eval_windows > 0 && r->state.eval_step < s && (s == 0 || s == r->budget.steps || every(s, r->options.eval_steps));
 }
 
-static enum code step_gradients(struct run *r, int64_t valid, double *loss)
+static enum code step_gradients(struct run *r, int64_t valid)
 {
-    int64_t B = r->options.micro_batch_size, first = r->state.step * r->options.global_batch_size, count = 0;
-    double sum = 0.0;
-    float inv = valid > 0 ? 1.0f / (float)valid : 0.0f;
-    TRY(r->backend->device_copy(r->device, r->optimizer.inv_count, &inv, sizeof inv));
+    int64_t B = r->options.micro_batch_size, first = r->state.step * r->options.global_batch_size;
+    struct step_scalars *s = r->optimizer.step;
+    TRY(optimizer_begin(&r->optimizer, valid));
     for (int64_t micro = 0; micro < r->options.accumulation; micro++) {
         r->batch.B = B;
         sampler_fill(&r->data.train_order, first + micro * B, &r->batch);
-        TRY(model_forward_backward(r->model, &r->batch, r->optimizer.inv_count, &sum, &count));
+        TRY(model_forward_backward(r->model, &r->batch, &s->inv_count, &s->loss_sum, &s->count));
     }
-    TRY(comm_single()->all_reduce(comm_single(), &sum, 1));
-    *loss = valid > 0 ? sum / (double)valid : 0.0;
     return OK;
 }
 
@@ -67,13 +65,18 @@ static enum code one_step(struct run *r, struct loop *l)
         l->warned_empty = 1;
     }
     s->lr = o->optimizer.lr * schedule_factor(&r->schedule, step);
-    TRY(step_gradients(r, valid, &s->loss));
+    TRY(step_gradients(r, valid));
     if (step >= l->fault_from && step <= l->fault_to)
-        model_flat(r->model).grads[0] = NAN;
-    TRY(optimizer_norm(&r->optimizer, o->max_grad_norm, isfinite(s->loss), &s->grad_norm));
-    int skipped = !isfinite(s->loss) || !isfinite(s->grad_norm);
+        TRY(r->backend->fill(r->device, model_flat(r->model).grads, NAN, 1));
+    TRY(optimizer_norm(&r->optimizer, o->max_grad_norm));
     if (valid > 0) /* the update's number leaves skipped steps out: their moments were not updated */
         TRY(optimizer_step(&r->optimizer, &o->optimizer, s->lr, step - s->skips));
+    struct step_scalars result;
+    TRY(optimizer_result(&r->optimizer, &result));
+    TRY(comm_single()->all_reduce(comm_single(), &result.loss_sum, 1));
+    s->loss = valid > 0 ? result.loss_sum / (double)valid : 0.0;
+    s->grad_norm = result.norm;
+    int skipped = result.skip != 0;
     s->step = step;
     s->tokens += r->budget.tokens_per_step;
     s->skips += skipped;
