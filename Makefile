@@ -7,7 +7,7 @@ DESTDIR ?=
 SAN     ?= 0#   1: AddressSanitizer and UBSan, in build/san
 V       ?= 0#   1: print the whole commands
 COV     ?= 0#   1: gcov, in build/cov
-CUDA    ?= 1#   0: leave the CUDA backend out though nvcc is there
+CUDA    ?= 1#   0: leave the CUDA backend out though nvcc is there (tools/cuda.mk has its settings)
 OPT     ?= -O2
 KOPT    ?= -O3# kernels/cpu and base/view*.c: loops worth vectorising
 FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang-14 2>/dev/null))
@@ -67,9 +67,6 @@ else
 SIMD :=
 BASE_FLAGS += -DGQAKIT_NO_SIMD
 endif
-ifeq ($(CUDA_ON),1)
-include tools/cuda.mk
-endif
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell $(PKG) --cflags $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)) $(BLAS_CFLAGS)
 PKG_LIBS   := $(shell $(PKG) --libs $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)
 ALL_CFLAGS  = $(BASE_FLAGS) $(PKG_CFLAGS) $(CUDA_CFLAGS) $(SANFLAGS) $(CFLAGS)
@@ -105,6 +102,14 @@ TOOLS      := $(TOOL_SRC:tools/%.c=$(OUT)/tools/%)
 FUZZ_SRC   := $(wildcard tests/fuzz/fuzz_*.c)
 FUZZ       := $(FUZZ_SRC:tests/fuzz/%.c=build/fuzz/%)
 
+ifeq ($(CUDA_ON),1)
+include tools/cuda.mk
+endif
+# Only backend.c knows whether the CUDA backend is in: it is compiled again when that changes.
+CUDA_STATE := $(OUT)/obj/cuda.state
+$(shell [ "$$(cat $(CUDA_STATE) 2>/dev/null)" = "$(CUDA_ON)" ] || { mkdir -p $(OUT)/obj; echo "$(CUDA_ON)" >$(CUDA_STATE); })
+$(OUT)/obj/kernels/backend.o: $(CUDA_STATE)
+
 Q   := $(if $(filter 1,$(V)),,@)
 say  = $(if $(filter 1,$(V)),,@echo '  $(1)')
 
@@ -113,7 +118,7 @@ say  = $(if $(filter 1,$(V)),,@echo '  $(1)')
 
 all: $(LIB) $(PROGRAMS) ## build what this machine can: the library and the programs (the default)
 programs: $(PROGRAMS)
-tests-built: $(TESTS) $(CANARY) $(PROGRAMS) $(TOOLS)
+tests-built: $(TESTS) $(CUDA_TESTS) $(CANARY) $(PROGRAMS) $(TOOLS)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20

@@ -5,6 +5,8 @@
 # The objects become one (all.o), so that the table of operations sees those that exist. cudart is linked statically and finds
 # the driver at run time; cuBLASLt is opened at run time (matmul.cu): a program starts on a machine with neither.
 
+# Compiling everything takes minutes: results are kept here and used again (also after make clean); empty turns that off.
+NVCC_CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gqakit-nvcc
 CUDA_HOME   := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIB    := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/$(MACHINE)-linux/lib $(CUDA_HOME)/lib /usr/lib/$(MULTIARCH)))
 CUDA_CFLAGS := -DGQAKIT_CUDA
@@ -17,13 +19,20 @@ cuda_arch    = -gencode arch=compute_90a,code=sm_90a $(if $(filter %_sm90.cu,$(1
 # Only the sm_90a files keep their PTX: the other intermediate files are large.
 cuda_keep    = $(if $(filter %_sm90.cu,$(1)),--keep --keep-dir $(2).keep)
 
-$(OUT)/obj/kernels/cuda/%.o: kernels/cuda/%.cu Makefile tools/cuda.mk
-	@mkdir -p $(@D) $(if $(filter %_sm90.cu,$<),$@.keep)
+$(OUT)/obj/kernels/cuda/%.o: kernels/cuda/%.cu tools/cuda.mk
 	$(call say,NVCC $<)
-	$(Q)$(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) $(call cuda_keep,$<,$@) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< >$@.ptxas 2>&1 || { cat $@.ptxas; rm -f $@; exit 1; }
-	@if [ -d $@.keep ]; then find $@.keep -type f ! -name '*.ptx' -delete; fi
+	$(Q)tools/nvcc-cached "$(NVCC_CACHE)" $@ $< -- $(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) $(call cuda_keep,$<,$@) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 	@grep -E 'warning|C75[0-9][0-9]' $@.ptxas || true
 
 $(CUDA_OBJ): $(CUDA_PARTS)
 	$(call say,LD $@)
 	$(Q)$(CC) -r -nostdlib -o $@ $^
+
+# Tests of the kernels on a real GPU; tests/device/link_simt.c makes the same tests run in the executor.
+DEVICE_TESTS := $(patsubst tests/device/test_%.c,%,$(wildcard tests/device/test_*.c))
+DEVICE_CASE  := $(filter-out tests/device/test_% tests/device/link_%,$(wildcard tests/device/*.c))
+CUDA_TESTS   := $(DEVICE_TESTS:%=$(OUT)/tests/cuda_%)
+$(OUT)/tests/cuda_%: $(OUT)/obj/tests/device/test_%.o $(DEVICE_CASE:%.c=$(OUT)/obj/%.o) $(OUT)/obj/tests/device/link_cuda.o $(OUT)/libtests.a $(LIB)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka
