@@ -4,11 +4,6 @@
 #ifndef GQAKIT_SIMT
 namespace CUDA_NS {
 
-#define PENDING_TYPED(f)                                                                            \
-    __attribute__((weak)) enum code f(struct device *, const attention_problem &, enum dtype) \
-    {                                                                                               \
-        return fail(ERR_UNSUPPORTED, #f ": not written yet; use --device cpu");                     \
-    }
 #define PENDING(f)                                                                      \
     __attribute__((weak)) enum code f(struct device *, const attention_problem &) \
     {                                                                                   \
@@ -18,14 +13,10 @@ __attribute__((weak)) enum code bias_add(struct device *, struct view, struct vi
 {
     return fail(ERR_UNSUPPORTED, "bias_add: not written yet; use --device cpu");
 }
-PENDING_TYPED(attention_fwd_plain)
-PENDING_TYPED(attention_bwd_plain)
-PENDING_TYPED(attention_delta)
 PENDING(attention_fwd_sm80)
 PENDING(attention_bwd_sm80)
 PENDING(attention_fwd_sm90)
 PENDING(attention_bwd_sm90)
-PENDING(attention_dq_store)
 
 } // namespace CUDA_NS
 #endif
