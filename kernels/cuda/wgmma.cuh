@@ -104,10 +104,6 @@ WGMMA_SHAPE(176, WGMMA_LIST176, WGMMA_PACK(WGMMA_OPS176), 88, 89, 90, 91, 92, 93
 WGMMA_SHAPE(192, WGMMA_LIST192, WGMMA_PACK(WGMMA_OPS192), 96, 97, 98, 99, 100, 101, 102)
 WGMMA_SHAPE(256, WGMMA_LIST256, WGMMA_PACK(WGMMA_OPS256), 128, 129, 130, 131, 132, 133, 134)
 
-} // namespace CUDA_NS
-#endif
-
-namespace CUDA_NS {
 /* a from shared memory. */
 template <int N, int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add)
 {
@@ -119,4 +115,5 @@ template <int N, int TB> __device__ __forceinline__ void wgmma_rs(float (&d)[N /
     wgmma_product<N, 0, TB>::rs(d, a, b, add);
 }
 } // namespace CUDA_NS
+#endif /* the executor's are in simt_sm90.h */
 #endif
