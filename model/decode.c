@@ -57,14 +57,15 @@ static enum code run_step(struct model *m, int want_logits)
 static enum code record_step(struct model *m, struct decode_graph *g, int want_logits)
 {
     int recording = 0;
-    TRY(m->be->graph_begin(m->dev, &recording));
-    enum code c = run_step(m, want_logits), end = m->be->graph_end(m->dev, &g->graph);
     g->state = DECODE_PLAIN;
+    if (m->be->graph_begin(m->dev, &recording) != OK)
+        log_warn("%s; decode steps run operation by operation", fail_text());
     if (!recording)
-        return c;
+        return run_step(m, want_logits);
+    enum code c = run_step(m, want_logits), end = m->be->graph_end(m->dev, &g->graph);
     TRY(c);
-    if (end != OK || !g->graph) {
-        log_warn("a decode step cannot be recorded (%s); it runs operation by operation", end != OK ? fail_text() : "no graph");
+    if (end != OK) {
+        log_warn("%s; decode steps run operation by operation", fail_text());
         return run_step(m, want_logits);
     }
     g->state = DECODE_RECORDED;
