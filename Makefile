@@ -149,10 +149,14 @@ $(OUT)/libtests.a: $(HELPER_OBJ)
 	$(call say,AR $@)
 	$(Q)$(AR) rcs $@ $^
 
+# What the programs consist of, without their mains, for the tests that run them inside.
+INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
+$(OUT)/tests/test_device_memory: $(INSIDE_OBJ)
+
 $(OUT)/tests/%: $(OUT)/obj/tests/%.o $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka
+	$(Q)$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(ALL_LIBS) -lcmocka
 
 $(OUT)/bench/%: $(OUT)/obj/tools/bench/%.o $(LIB)
 	@mkdir -p $(@D)

@@ -89,7 +89,8 @@ enum code setup_source(struct run *r)
 enum code setup_device(struct run *r, const char *name)
 {
     struct device_options d = {.threads = (int)r->options.threads};
-    TRY(backend_find(name, &r->backend));
+    if (!r->backend) /* a test brings its own */
+        TRY(backend_find(name, &r->backend));
     TRY(r->backend->device_open(&r->device, &d));
     if (r->options.precision == PRECISION_BF16 && r->backend->activation_dtype(r->device, DT_BF16) != DT_BF16)
         return fail(ERR_UNSUPPORTED, "%s: precision bf16 trains on CUDA only; the CPU trains in fp32 (the result can still be stored as "
