@@ -104,6 +104,13 @@ WGMMA_SHAPE(176, WGMMA_LIST176, WGMMA_PACK(WGMMA_OPS176), 88, 89, 90, 91, 92, 93
 WGMMA_SHAPE(192, WGMMA_LIST192, WGMMA_PACK(WGMMA_OPS192), 96, 97, 98, 99, 100, 101, 102)
 WGMMA_SHAPE(256, WGMMA_LIST256, WGMMA_PACK(WGMMA_OPS256), 128, 129, 130, 131, 132, 133, 134)
 
+/* After wgmma_wait: keeps the compiler from reading d before the wait, which names no registers. */
+template <int N> PTX void wgmma_keep(float (&d)[N])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        asm volatile("" : "+f"(d[i])::"memory");
+}
 /* a from shared memory. */
 template <int N, int TA, int TB> __device__ __forceinline__ void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add)
 {

@@ -64,6 +64,7 @@ PTX void stmatrix_x4(uint32_t row, const uint32_t (&r)[4], SIMT_LINE) { sm90_stm
 PTX void wgmma_fence(SIMT_LINE) { sm90_wgmma_fence(file, line); }
 PTX void wgmma_commit(SIMT_LINE) { sm90_wgmma_commit(file, line); }
 template <int N> PTX void wgmma_wait(SIMT_LINE) { sm90_wgmma_wait(N, file, line); }
+template <int N> PTX void wgmma_keep(float (&)[N]) {}
 /* The list of wgmma.cuh. */
 constexpr bool wgmma_has(int n) { return (n >= 16 && n <= 192 && n % 16 == 0) || n == 256; }
 template <int N, int TA, int TB> PTX void wgmma_ss(float (&d)[N / 2], uint64_t a, uint64_t b, int add, SIMT_LINE)

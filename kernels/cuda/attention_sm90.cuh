@@ -1,0 +1,198 @@
+/* Private to attention_*_sm90.cu: how tiles lie in shared memory, which keys a row sees, the order of the work, and the
+ * fragment code that forward and backward share.
+ *
+ * Tiles. [rows, D] bf16 lies as D / W panels [rows][W], as bulk tensor copies of boxes {W, rows} write them: W = 64 columns, 128-byte
+ * swizzle; for D = 96, W = 32 and 64-byte swizzle (64 does not divide 96). Groups of 8 rows are 1024 (512) bytes, every panel starts
+ * at a multiple of that. Rows past T or S and columns past the head's width are zero: the tensor map ends there.
+ *
+ * Masks. Document ids do not decrease, so every query sees one run of keys [lo, hi), and both ends grow with t. A tile of rows
+ * visits [lo of its first row, hi of its last); what lies in [lo of the last row, hi of the first) needs no mask. */
+#ifndef GQAKIT_KERNELS_CUDA_ATTENTION_SM90_CUH
+#define GQAKIT_KERNELS_CUDA_ATTENTION_SM90_CUH
+
+#include "attention.cuh"
+#include "num.cuh"
+#include "tensor_map.cuh"
+#include "wgmma.cuh"
+
+namespace CUDA_NS {
+namespace {
+
+#define LOG2_E 1.4426950408889634f
+#define NO_KEY (-__int_as_float(0x7f800000))
+
+/* ---- tiles ---- */
+
+template <int D> struct panel {
+    static constexpr int W = D == 96 ? 32 : 64;
+    static constexpr int row = 2 * W; /* bytes of a row, and the swizzle */
+    static constexpr int n = D / W;
+    static constexpr int row_log2 = W == 64 ? 7 : 6;
+};
+
+/* Descriptors of a tile of ROWS rows, and what to add for step i of 16 along K: rows as M or N, columns as K ... */
+template <int D, int ROWS> __device__ __forceinline__ uint64_t rows_operand(uint32_t tile)
+{
+    return wgmma_descriptor(tile, 16, 8 * panel<D>::row, panel<D>::row);
+}
+template <int D, int ROWS> __device__ __forceinline__ uint64_t rows_step(int i)
+{
+    return (uint64_t)((i * 16 / panel<D>::W * ROWS * panel<D>::row + i * 16 % panel<D>::W * 2) >> 4);
+}
+/* ... and columns as M or N, rows as K (transposed). */
+template <int D, int ROWS> __device__ __forceinline__ uint64_t columns_operand(uint32_t tile)
+{
+    return wgmma_descriptor(tile, ROWS * panel<D>::row, 8 * panel<D>::row, panel<D>::row);
+}
+template <int D, int ROWS> __device__ __forceinline__ uint64_t columns_step(int i) { return (uint64_t)(i * panel<D>::row); }
+
+/* One tile by one thread; the barrier has been told of its bytes. */
+template <int D, int ROWS> __device__ __forceinline__ void tile_load(uint32_t tile, const tensor_map *map, uint32_t bar, int row, int head, int batch)
+{
+#pragma unroll
+    for (int i = 0; i < panel<D>::n; i++)
+        tma_load_4d(tile + (uint32_t)(i * ROWS * panel<D>::row), map, bar, i * panel<D>::W, row, head, batch);
+}
+
+/* The accumulator of a 64 x N product as the A operand of the next: columns 16 i .. 16 i + 15 are d[8 i .. 8 i + 7], and pairs of
+ * them are in the order of the fragment's registers (row g, row g + 8, then the same eight columns on). */
+template <int N> __device__ __forceinline__ void fragments_of(uint32_t (&a)[N / 16][4], const float (&d)[N / 2])
+{
+#pragma unroll
+    for (int i = 0; i < N / 16; i++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            a[i][r] = pack_bf16(d[8 * i + 2 * r], d[8 * i + 2 * r + 1]);
+}
+
+/* Word j of lane t of each four lanes goes to word t of lane j: the four words of a lane become 8 adjacent columns. */
+__device__ __forceinline__ void quad_transpose(uint32_t (&w)[4], int t)
+{
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, t & 1 ? w[i] : w[i + 1], 1);
+        w[i] = t & 1 ? got : w[i], w[i + 1] = t & 1 ? w[i + 1] : got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const uint32_t got = __shfl_xor_sync(0xffffffffu, t & 2 ? w[i] : w[i + 2], 2);
+        w[i] = t & 2 ? got : w[i], w[i + 2] = t & 2 ? w[i + 2] : got;
+    }
+}
+
+/* Rows g and g + 8 of a warp's 16 x D accumulator, each scaled, to bf16 in global memory: 16 bytes a lane, 64 a row.
+ * row: the one of lane 0; rows from `rows` on and columns from `width` on are not written. */
+template <int D>
+__device__ __forceinline__ void rows_store(const float (&d)[D / 2], float scale0, float scale1, const heads_view &to, int b, int h, int row, int rows, int width)
+{
+    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const int at = row + g + 8 * r;
+        bf16 *p = (bf16 *)to.p + b * to.batch + (int64_t)at * to.row + h * to.head;
+        const float scale = r ? scale1 : scale0;
+#pragma unroll
+        for (int c = 0; c < D; c += 32) {
+            uint32_t w[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                w[j] = pack_bf16(d[c / 2 + 4 * j + 2 * r] * scale, d[c / 2 + 4 * j + 2 * r + 1] * scale);
+            quad_transpose(w, t);
+            if (at < rows && c + 8 * t < width)
+                *reinterpret_cast<uint4 *>(p + c + 8 * t) = make_uint4(w[0], w[1], w[2], w[3]);
+        }
+    }
+}
+
+/* ---- masks ---- */
+
+/* The first of ids[lo, hi) that is >= id, or > id when `after`; hi when none. Warp: all lanes ask the same, 32 probes a round. */
+__device__ __forceinline__ int ids_find_warp(const int32_t *ids, int lo, int hi, int id, bool after)
+{
+    const int lane = threadIdx.x & 31;
+    while (lo < hi) {
+        const int step = (hi - lo + 31) / 32, at = lo + (lane + 1) * step - 1; /* the last of the lane's share */
+        const bool below = at < hi && (ids[at] < id || (after && ids[at] == id));
+        lo += step * __popc(__ballot_sync(0xffffffffu, below));
+        hi = min(hi, lo + step - 1);
+    }
+    return lo;
+}
+__device__ __forceinline__ int ids_find(const int32_t *ids, int lo, int hi, int id, bool after)
+{
+    while (lo < hi) {
+        const int at = lo + (hi - lo) / 2;
+        if (ids[at] < id || (after && ids[at] == id))
+            lo = at + 1;
+        else
+            hi = at;
+    }
+    return lo;
+}
+
+/* Keys of query t by causality and windows; nothing when hi <= lo. */
+__device__ __forceinline__ key_range row_range(const attention_problem &p, int t)
+{
+    const int at = t + p.q_offset;
+    key_range r = {0, p.S};
+    if (p.window_left >= 0)
+        r.lo = max(0, at - p.window_left);
+    if (p.causal)
+        r.hi = min(r.hi, at + 1);
+    if (p.window_right >= 0)
+        r.hi = min(r.hi, at + p.window_right + 1);
+    return r;
+}
+
+/* The keys that rows [t0, t1) of sequence b visit, and the part of them that all these rows see. Whole warps. */
+struct rows_keys { key_range visit, seen; };
+__device__ __forceinline__ rows_keys keys_of_rows(const attention_problem &p, int b, int t0, int t1)
+{
+    const key_range first = row_range(p, t0), last = row_range(p, t1 - 1);
+    rows_keys r = {{first.lo, last.hi}, {last.lo, first.hi}};
+    if (p.seg_q == NULL || r.visit.hi <= r.visit.lo)
+        return r;
+    const int32_t *ids = p.seg_k + b * p.seg_k_batch, *of = p.seg_q + b * p.seg_q_batch;
+    const int id0 = of[t0], id1 = of[t1 - 1];
+    r.visit.lo = ids_find_warp(ids, r.visit.lo, r.visit.hi, id0, false);
+    r.visit.hi = ids_find_warp(ids, r.visit.lo, r.visit.hi, id1, true);
+    r.seen.lo = max(r.seen.lo, r.visit.lo);
+    r.seen.hi = id0 == id1 ? min(r.seen.hi, r.visit.hi) : r.seen.lo;
+    return r;
+}
+/* The keys of query t, which lie in `visit` of its tile. one: all rows of the tile belong to one document. */
+__device__ __forceinline__ key_range keys_of_row(const attention_problem &p, int b, int t, key_range visit)
+{
+    key_range r = row_range(p, t);
+    r.lo = max(r.lo, visit.lo), r.hi = min(r.hi, visit.hi);
+    if (p.seg_q != NULL && r.lo < r.hi) {
+        const int32_t *ids = p.seg_k + b * p.seg_k_batch;
+        const int id = p.seg_q[b * p.seg_q_batch + t];
+        if (ids[r.lo] != id)
+            r.lo = ids_find(ids, r.lo, r.hi, id, false);
+        if (r.lo < r.hi && ids[r.hi - 1] != id)
+            r.hi = ids_find(ids, r.lo, r.hi, id, true);
+    }
+    return r;
+}
+
+/* ---- the host's side ---- */
+
+/* A [B,rows,heads,D] tensor as {column, row, head, batch}, boxes of one panel. */
+static inline enum code heads_map(tensor_map *map, const heads_view &x, int width, int64_t rows, int heads, int batch, int panel, int box_rows)
+{
+    struct tensor_map_spec s = {};
+    s.base = x.p, s.type = DT_BF16, s.rank = 4;
+    s.n[0] = width, s.n[1] = rows, s.n[2] = heads, s.n[3] = batch;
+    /* the stride of an axis of one is never used, but must be legal */
+    s.stride_bytes[0] = rows > 1 ? 2 * x.row : 16;
+    s.stride_bytes[1] = heads > 1 ? 2 * x.head : 16;
+    s.stride_bytes[2] = batch > 1 ? 2 * x.batch : 16;
+    s.box[0] = panel, s.box[1] = box_rows, s.box[2] = s.box[3] = 1;
+    s.swizzle = 2 * panel;
+    return tensor_map_make(map, &s);
+}
+
+} // namespace
+} // namespace CUDA_NS
+#endif
