@@ -31,8 +31,8 @@ template <int D, int WGS, int N> struct fwd_shape {
     static constexpr int M = 64 * WGS, threads = 128 * (WGS + 1);
     static constexpr int q_bytes = 64 * D * 2, kv_bytes = N * D * 2; /* of a warpgroup's Q; of a K or V tile */
     static constexpr int q = 0, k = WGS * q_bytes, v = k + STAGES * kv_bytes, bars = v + STAGES * kv_bytes;
-    static constexpr int smem = bars + 8 * (2 * WGS + 4 * STAGES);
-    static constexpr int producer_registers = WGS == 2 ? 24 : 32, consumer_registers = WGS == 2 ? 240 : 160;
+    static constexpr int rows = bars + 8 * (2 * WGS + 4 * STAGES), smem = rows + 8 * M; /* rows: the keys of every row, a key_range each */
+    static constexpr int producer_registers = WGS == 2 ? 40 : 32, consumer_registers = WGS == 2 ? 232 : 160;
 };
 /* Addresses of the barriers. */
 template <int D, int WGS, int N> struct fwd_bars {
@@ -63,16 +63,9 @@ template <int M> __device__ __forceinline__ fwd_tile order_tile(const attention_
     return tile;
 }
 
-/* Position in a ring of STAGES. */
-struct ring {
-    int stage, parity;
-    __device__ __forceinline__ void next()
-    {
-        stage++;
-        if (stage == STAGES)
-            stage = 0, parity ^= 1;
-    }
-};
+/* The i-th tile of K (or V) a block works on lies in stage i % STAGES and completes this phase of the stage's barriers. */
+__device__ __forceinline__ int stage_of(unsigned i) { return (int)(i % STAGES); }
+__device__ __forceinline__ uint32_t parity_of(unsigned i) { return i / STAGES & 1; }
 
 template <int D, int WGS, int N>
 __device__ __forceinline__ void fwd_produce(const attention_problem &p, const tensor_map *q_map, const tensor_map *k_map, const tensor_map *v_map,
@@ -81,8 +74,8 @@ __device__ __forceinline__ void fwd_produce(const attention_problem &p, const te
     using shape = fwd_shape<D, WGS, N>;
     const fwd_bars<D, WGS, N> bar = {smem + shape::bars};
     const bool issuer = (threadIdx.x & 31) == 0;
-    ring k = {0, 1}, v = {0, 1}; /* fresh barriers: the wait for an empty stage passes at once */
-    int q_parity = 1;
+    unsigned used = 0; /* K tiles so far, and V tiles */
+    uint32_t q_parity = 1; /* fresh barriers: the first wait for an empty buffer passes at once */
     for (int round = 0;; round++) {
         const int i = order_index(round);
         if (i >= order.total)
@@ -101,19 +94,20 @@ __device__ __forceinline__ void fwd_produce(const attention_problem &p, const te
             }
             for (int j = 0; j <= n; j++) { /* K of step j, V of the one before: the order in which they are used */
                 if (j < n) {
-                    mbarrier_wait(bar.k_empty(k.stage), k.parity);
-                    mbarrier_arrive_expect(bar.k_full(k.stage), shape::kv_bytes);
-                    tile_load<D, N>(smem + shape::k + k.stage * shape::kv_bytes, k_map, bar.k_full(k.stage), (lo + n - 1 - j) * N, g, tile.b);
-                    k.next();
+                    const int stage = stage_of(used + j);
+                    mbarrier_wait(bar.k_empty(stage), parity_of(used + j) ^ 1);
+                    mbarrier_arrive_expect(bar.k_full(stage), shape::kv_bytes);
+                    tile_load<D, N>(smem + shape::k + stage * shape::kv_bytes, k_map, bar.k_full(stage), (lo + n - 1 - j) * N, g, tile.b);
                 }
                 if (j > 0) {
-                    mbarrier_wait(bar.v_empty(v.stage), v.parity);
-                    mbarrier_arrive_expect(bar.v_full(v.stage), shape::kv_bytes);
-                    tile_load<D, N>(smem + shape::v + v.stage * shape::kv_bytes, v_map, bar.v_full(v.stage), (lo + n - j) * N, g, tile.b);
-                    v.next();
+                    const int stage = stage_of(used + j - 1);
+                    mbarrier_wait(bar.v_empty(stage), parity_of(used + j - 1) ^ 1);
+                    mbarrier_arrive_expect(bar.v_full(stage), shape::kv_bytes);
+                    tile_load<D, N>(smem + shape::v + stage * shape::kv_bytes, v_map, bar.v_full(stage), (lo + n - j) * N, g, tile.b);
                 }
             }
         }
+        used += n;
         q_parity ^= 1;
         __syncwarp();
     }
@@ -147,12 +141,14 @@ template <int N> __device__ __forceinline__ void softmax_step(float (&s)[N / 2],
     }
 }
 
-/* Removes the keys s0 + column outside of each row's run. */
-template <int N> __device__ __forceinline__ void mask_columns(float (&s)[N / 2], int s0, const key_range (&keys)[2])
+/* Removes the keys s0 + column outside of each row's run; keys: those of the warp's 16 rows. */
+template <int N> __device__ __forceinline__ void mask_columns(float (&s)[N / 2], int s0, const key_range *keys)
 {
+    const int lane = threadIdx.x & 31;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const unsigned base = (unsigned)(s0 + 2 * (int)(threadIdx.x & 3) - keys[r].lo), n = (unsigned)max(keys[r].hi - keys[r].lo, 0);
+        const key_range row = keys[(lane >> 2) + 8 * r];
+        const unsigned base = (unsigned)(s0 + 2 * (lane & 3) - row.lo), n = (unsigned)max(row.hi - row.lo, 0);
 #pragma unroll
         for (int j = 0; j < N / 8; j++)
 #pragma unroll
@@ -179,16 +175,17 @@ template <int D, int N> __device__ __forceinline__ void output_issue(float (&o)[
     wgmma_commit();
 }
 
-template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(const attention_problem &p, const fwd_order &order, uint32_t smem)
+template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(const attention_problem &p, const fwd_order &order, unsigned char *bytes)
 {
+    const uint32_t smem = smem_addr(bytes);
     using shape = fwd_shape<D, WGS, N>;
     const fwd_bars<D, WGS, N> bar = {smem + shape::bars};
     const int w = threadIdx.x / 128 - 1, lane = threadIdx.x & 31, row = threadIdx.x % 128 / 32 * 16; /* the warp's first of the 64 rows */
     const int mine = 1 + w, next = 1 + (w + 1) % WGS; /* named barriers: whose turn it is */
     const uint64_t q = rows_operand<D, 64>(smem + shape::q + w * shape::q_bytes);
     const float scale_log2 = p.scale * LOG2_E;
-    ring k = {0, 0}, v = {0, 0};
-    int q_parity = 0;
+    unsigned used = 0; /* K tiles so far; V is one behind within a tile of queries */
+    uint32_t q_parity = 0;
     if (w == WGS - 1)
         named_barrier_arrive(next, 256); /* the first turn is the first warpgroup's */
     for (int round = 0;; round++) {
@@ -197,72 +194,70 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
             break;
         const fwd_tile tile = order_tile<shape::M>(p, order, index);
         const key_range keys = keys_of_rows(p, tile.b, tile.t0, min(tile.t0 + shape::M, p.T)).visit;
-        const int t0 = tile.t0 + 64 * w, lo = keys.lo / N, n = keys.hi <= keys.lo ? 0 : (keys.hi + N - 1) / N - lo;
+        const int t0 = tile.t0 + 64 * w, first = keys.lo / N * N;
         const key_range seen = keys_of_rows(p, tile.b, min(t0, p.T - 1), min(t0 + 64, p.T)).seen; /* by all 64 rows */
-        key_range row_keys[2];
-#pragma unroll
-        for (int r = 0; r < 2; r++)
-            row_keys[r] = keys_of_row(p, tile.b, min(t0 + row + (lane >> 2) + 8 * r, p.T - 1), keys);
-
+        key_range *row_keys = (key_range *)(bytes + shape::rows) + threadIdx.x / 32 * 16 - 64;
+        __syncwarp();
+        if (lane < 16)
+            row_keys[lane] = keys_of_row(p, tile.b, min(t0 + row + lane, p.T - 1), keys);
+        __syncwarp();
         float o[D / 2], s[N / 2], factor[2];
         softmax_rows rows = {{NO_KEY, NO_KEY}, {0, 0}};
 #pragma unroll
         for (int i = 0; i < D / 2; i++)
             o[i] = 0;
-        if (n > 0) {
+        if (keys.lo < keys.hi) {
             uint32_t a[N / 16][4];
-            int s0 = (lo + n - 1) * N;
+            int s0 = (keys.hi - 1) / N * N; /* K/V tiles from the last to the first */
             mbarrier_wait(bar.q_full(w), q_parity);
             q_parity ^= 1;
-            mbarrier_wait(bar.k_full(k.stage), k.parity);
-            scores_issue<D, N>(s, q, rows_operand<D, N>(smem + shape::k + k.stage * shape::kv_bytes));
+            mbarrier_wait(bar.k_full(stage_of(used)), parity_of(used));
+            scores_issue<D, N>(s, q, rows_operand<D, N>(smem + shape::k + stage_of(used) * shape::kv_bytes));
             wgmma_wait<0>();
             wgmma_keep(s);
             if (lane == 0)
-                mbarrier_arrive(bar.k_empty(k.stage));
-            k.next();
+                mbarrier_arrive(bar.k_empty(stage_of(used)));
+            used++;
             if (s0 < seen.lo || s0 + N > seen.hi)
                 mask_columns<N>(s, s0, row_keys);
             softmax_step<N>(s, rows, factor, scale_log2);
             fragments_of<N>(a, s);
-            for (int j = 1; j < n; j++) {
+            if (s0 == first && lane == 0)
+                mbarrier_arrive(bar.q_empty(w));
+            while (s0 > first) {
                 s0 -= N;
-                mbarrier_wait(bar.k_full(k.stage), k.parity);
+                mbarrier_wait(bar.k_full(stage_of(used)), parity_of(used));
                 named_barrier_sync(mine, 256);
-                scores_issue<D, N>(s, q, rows_operand<D, N>(smem + shape::k + k.stage * shape::kv_bytes));
-                mbarrier_wait(bar.v_full(v.stage), v.parity);
-                output_issue<D, N>(o, a, columns_operand<D, N>(smem + shape::v + v.stage * shape::kv_bytes));
+                scores_issue<D, N>(s, q, rows_operand<D, N>(smem + shape::k + stage_of(used) * shape::kv_bytes));
+                mbarrier_wait(bar.v_full(stage_of(used - 1)), parity_of(used - 1));
+                output_issue<D, N>(o, a, columns_operand<D, N>(smem + shape::v + stage_of(used - 1) * shape::kv_bytes));
                 named_barrier_arrive(next, 256);
                 wgmma_wait<1>();
                 wgmma_keep(s);
                 if (lane == 0) {
-                    mbarrier_arrive(bar.k_empty(k.stage));
-                    if (j == n - 1)
+                    mbarrier_arrive(bar.k_empty(stage_of(used)));
+                    if (s0 == first)
                         mbarrier_arrive(bar.q_empty(w));
                 }
-                k.next();
                 if (s0 < seen.lo || s0 + N > seen.hi)
                     mask_columns<N>(s, s0, row_keys);
                 softmax_step<N>(s, rows, factor, scale_log2);
                 wgmma_wait<0>();
                 wgmma_keep(o);
                 if (lane == 0)
-                    mbarrier_arrive(bar.v_empty(v.stage));
-                v.next();
+                    mbarrier_arrive(bar.v_empty(stage_of(used - 1)));
+                used++;
 #pragma unroll
                 for (int i = 0; i < D / 2; i++)
                     o[i] *= factor[i >> 1 & 1];
                 fragments_of<N>(a, s);
             }
-            if (n == 1 && lane == 0)
-                mbarrier_arrive(bar.q_empty(w));
-            mbarrier_wait(bar.v_full(v.stage), v.parity);
-            output_issue<D, N>(o, a, columns_operand<D, N>(smem + shape::v + v.stage * shape::kv_bytes));
+            mbarrier_wait(bar.v_full(stage_of(used - 1)), parity_of(used - 1));
+            output_issue<D, N>(o, a, columns_operand<D, N>(smem + shape::v + stage_of(used - 1) * shape::kv_bytes));
             wgmma_wait<0>();
             wgmma_keep(o);
             if (lane == 0)
-                mbarrier_arrive(bar.v_empty(v.stage));
-            v.next();
+                mbarrier_arrive(bar.v_empty(stage_of(used - 1)));
         }
         float scale[2];
 #pragma unroll
@@ -307,7 +302,7 @@ __global__ void __launch_bounds__(128 * (WGS + 1), 1)
             fwd_produce<D, WGS, N>(p, &q_map, &k_map, &v_map, order, smem);
     } else {
         registers_grow<shape::consumer_registers>();
-        fwd_consume<D, WGS, N>(p, order, smem);
+        fwd_consume<D, WGS, N>(p, order, bytes);
     }
 }
 
