@@ -86,12 +86,13 @@ __device__ __forceinline__ void fwd_produce(const attention_problem &p, const te
         if (n == 0)
             continue;
         if (issuer) {
-#pragma unroll
+#pragma unroll 1 /* few registers here */
             for (int w = 0; w < WGS; w++) {
                 mbarrier_wait(bar.q_empty(w), q_parity);
                 mbarrier_arrive_expect(bar.q_full(w), shape::q_bytes);
                 tile_load<D, 64>(smem + shape::q + w * shape::q_bytes, q_map, bar.q_full(w), tile.t0 + 64 * w, tile.h, tile.b);
             }
+#pragma unroll 1
             for (int j = 0; j <= n; j++) { /* K of step j, V of the one before: the order in which they are used */
                 if (j < n) {
                     const int stage = stage_of(used + j);
