@@ -1,6 +1,6 @@
 /* --plan: what a run would take, from the same carving code and the same checks, without training. FLOPs are 6 x parameters x tokens +
  * attention (model_train_flops_per_token). Time is FLOPs at 75% of the matrix-multiplication rate, which is measured for a
- * moment on a 512^3 product: the right order of magnitude, no promise. */
+ * moment on a 512^3 product (4096^3 on a GPU): the right order of magnitude, no promise. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,31 +9,36 @@
 
 #define PROBE 512
 #define PROBE_SECONDS 0.2
+#define PROBE_TOO_SMALL 5e12 /* FLOP/s: a product of this size takes so little that waiting for it is part of its time */
 #define SHARE_OF_GEMM 0.75
 
-static enum code gemm_rate(const struct run *r, double *flops_per_second)
+/* FLOP/s of products of n x n matrices in the type the run computes in. */
+static enum code gemm_rate(const struct run *r, int64_t n, double *flops_per_second)
 {
     struct arena a = {0};
-    size_t bytes = sizeof(float) * PROBE * PROBE;
+    enum dtype type = r->options.precision == PRECISION_BF16 ? DT_BF16 : DT_F32;
+    size_t bytes = dtype_bytes(type) * (size_t)(n * n);
     for (int i = 0; i < 3; i++)
         arena_carve(&a, bytes);
-    bytes = a.used;
-    TRY(r->backend->device_alloc(r->device, &a, "probe", bytes));
+    size_t whole = a.used;
+    TRY(r->backend->device_alloc(r->device, &a, "probe", whole));
     struct view x[3];
     for (int i = 0; i < 3; i++)
-        x[i] = view_2d(arena_carve(&a, sizeof(float) * PROBE * PROBE), DT_F32, PROBE, PROBE);
+        x[i] = view_2d(arena_carve(&a, bytes), type, n, n);
     enum code c = r->backend->matmul(r->device, x[0], x[1], x[2], view_none(), 0, 1, 1.0f, 0.0f);
+    if (c == OK)
+        c = r->backend->device_sync(r->device);
     double start = host_seconds(), spent = 0.0;
-    int n = 0;
+    int count = 0;
     while (c == OK && spent < PROBE_SECONDS) {
         c = r->backend->matmul(r->device, x[0], x[1], x[2], view_none(), 0, 1, 1.0f, 0.0f);
         if (c == OK)
             c = r->backend->device_sync(r->device);
-        n++;
+        count++;
         spent = host_seconds() - start;
     }
     r->backend->device_free(r->device, &a);
-    *flops_per_second = 2.0 * PROBE * PROBE * PROBE * n / spent;
+    *flops_per_second = 2.0 * (double)(n * n) * (double)n * count / spent;
     return c;
 }
 
@@ -56,7 +61,9 @@ enum code plan_make(struct run *r, struct plan *p)
         p->disk_needed += result;
     TRY(io_free_bytes(o->output_dir, &p->disk_free));
     if (r->plan) {
-        TRY(gemm_rate(r, &rate));
+        TRY(gemm_rate(r, PROBE, &rate));
+        if (rate > PROBE_TOO_SMALL)
+            TRY(gemm_rate(r, 8 * PROBE, &rate));
         p->seconds = p->flops / (rate * SHARE_OF_GEMM);
     }
     return OK;
