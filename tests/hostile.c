@@ -9,6 +9,7 @@
 enum { ALLOCATIONS = 256 };
 static struct { char *p; size_t bytes; } held[ALLOCATIONS];
 static struct hostile_counts counts;
+static const struct backend *inner;
 
 struct hostile_counts hostile_counts(void) { return counts; }
 
@@ -113,7 +114,7 @@ static enum code hostile_device_copy(struct device *dev, void *dst, const void *
         return fail(ERR_INTERNAL, "device_copy: %zu bytes reach over the end of an allocation", bytes);
     counts.reads += from == 1 && to == 0;
     counts.writes += from == 0 && to == 1;
-    return RUN(cpu_device_copy(dev, dst, src, bytes));
+    return RUN(inner->device_copy(dev, dst, src, bytes));
 }
 
 /* ---- recording --------------------------------------------------------------------------------------------------------- */
@@ -136,13 +137,13 @@ static enum code call_run(struct device *dev, const struct call *c)
 {
     const struct view *v = c->v;
     switch (c->kind) {
-    case CALL_EMBED: return RUN(cpu_embed_fwd(dev, v[0], v[1], v[2], v[3], v[4], c->x));
-    case CALL_NORM: return RUN(cpu_norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], (enum norm_kind)c->i, c->x));
-    case CALL_MATMUL: return RUN(cpu_matmul(dev, v[0], v[1], v[2], v[3], c->i, c->j, c->x, c->y));
-    case CALL_ROPE: return RUN(cpu_rope(dev, v[0], v[1], v[2], v[3], c->i));
-    case CALL_ACT: return RUN(cpu_act_fwd(dev, v[0], v[1], v[2], (enum mlp_kind)c->i));
-    case CALL_CACHE_WRITE: return RUN(cpu_cache_write(dev, &c->kv, v[0], v[1], v[2]));
-    case CALL_DECODE: return RUN(cpu_attention_decode(dev, v[0], v[1], &c->kv, v[2], &c->args, c->i, c->scratch));
+    case CALL_EMBED: return RUN(inner->embed_fwd(dev, v[0], v[1], v[2], v[3], v[4], c->x));
+    case CALL_NORM: return RUN(inner->norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], (enum norm_kind)c->i, c->x));
+    case CALL_MATMUL: return RUN(inner->matmul(dev, v[0], v[1], v[2], v[3], c->i, c->j, c->x, c->y));
+    case CALL_ROPE: return RUN(inner->rope(dev, v[0], v[1], v[2], v[3], c->i));
+    case CALL_ACT: return RUN(inner->act_fwd(dev, v[0], v[1], v[2], (enum mlp_kind)c->i));
+    case CALL_CACHE_WRITE: return RUN(inner->cache_write(dev, &c->kv, v[0], v[1], v[2]));
+    case CALL_DECODE: return RUN(inner->attention_decode(dev, v[0], v[1], &c->kv, v[2], &c->args, c->i, c->scratch));
     }
     return fail(ERR_INTERNAL, "unknown call");
 }
@@ -235,7 +236,7 @@ static enum code hostile_act_fwd(struct device *dev, struct view y, struct view 
 
 static enum code need_cache(const char *op, struct device *dev, const struct kv_layer *kv)
 {
-    return need(op, kv->p, cpu_cache_bytes(dev, kv->B, kv->G, kv->S, kv->D, kv->dtype));
+    return need(op, kv->p, inner->cache_bytes(dev, kv->B, kv->G, kv->S, kv->D, kv->dtype));
 }
 
 static enum code hostile_cache_write(struct device *dev, const struct kv_layer *cache, struct view k, struct view v, struct view lens)
@@ -251,7 +252,7 @@ static enum code hostile_attention_decode(struct device *dev, struct view o, str
     NEED("attention_decode", o, q, lens);
     TRY(need_mask("attention_decode", args));
     TRY(need_cache("attention_decode", dev, cache));
-    TRY(need("attention_decode", scratch, cpu_attention_decode_scratch(dev, q.n[0], q.n[1], q.n[2], q.n[3], cache->S)));
+    TRY(need("attention_decode", scratch, inner->attention_decode_scratch(dev, q.n[0], q.n[1], q.n[2], q.n[3], cache->S)));
     return call_take(dev, (struct call){.kind = CALL_DECODE, .v = {o, q, lens}, .kv = *cache, .args = *args, .i = splits, .scratch = scratch});
 }
 
@@ -262,8 +263,8 @@ static enum code hostile_attention_fwd(struct device *dev, struct view o, struct
     TRY(not_recording(op));
     NEED(op, o, lse, q, k, v);
     TRY(need_mask(op, args));
-    TRY(need(op, scratch, cpu_attention_scratch(dev, q.n[0], q.n[1], k.n[1], q.n[2], k.n[2], q.n[3], 0)));
-    return RUN(cpu_attention_fwd(dev, o, lse, q, k, v, args, scratch));
+    TRY(need(op, scratch, inner->attention_scratch(dev, q.n[0], q.n[1], k.n[1], q.n[2], k.n[2], q.n[3], 0)));
+    return RUN(inner->attention_fwd(dev, o, lse, q, k, v, args, scratch));
 }
 
 static enum code hostile_attention_bwd(struct device *dev, struct view dq, struct view dk, struct view dv, struct view dout, struct view o,
@@ -273,34 +274,34 @@ static enum code hostile_attention_bwd(struct device *dev, struct view dq, struc
     TRY(not_recording(op));
     NEED(op, dq, dk, dv, dout, o, lse, q, k, v);
     TRY(need_mask(op, args));
-    TRY(need(op, scratch, cpu_attention_scratch(dev, q.n[0], q.n[1], k.n[1], q.n[2], k.n[2], q.n[3], 1)));
-    return RUN(cpu_attention_bwd(dev, dq, dk, dv, dout, o, lse, q, k, v, args, scratch));
+    TRY(need(op, scratch, inner->attention_scratch(dev, q.n[0], q.n[1], k.n[1], q.n[2], k.n[2], q.n[3], 1)));
+    return RUN(inner->attention_bwd(dev, dq, dk, dv, dout, o, lse, q, k, v, args, scratch));
 }
 
 static enum code hostile_bias_grad(struct device *dev, struct view db, struct view dy)
 {
     NEED("bias_grad", db, dy);
-    return RUN(cpu_bias_grad(dev, db, dy));
+    return RUN(inner->bias_grad(dev, db, dy));
 }
 
 static enum code hostile_embed_bwd(struct device *dev, struct view dtable, struct view dpos_table, struct view dy, struct view ids, struct view pos, float scale)
 {
     NEED("embed_bwd", dtable, dpos_table, dy, ids, pos);
-    return RUN(cpu_embed_bwd(dev, dtable, dpos_table, dy, ids, pos, scale));
+    return RUN(inner->embed_bwd(dev, dtable, dpos_table, dy, ids, pos, scale));
 }
 
 static enum code hostile_norm_bwd(struct device *dev, struct view dx, struct view dw, struct view db, struct view dy, struct view dresidual,
                                   struct view x, struct view w, struct view mean, struct view rstd, enum norm_kind kind)
 {
     NEED("norm_bwd", dx, dw, db, dy, dresidual, x, w, mean, rstd);
-    return RUN(cpu_norm_bwd(dev, dx, dw, db, dy, dresidual, x, w, mean, rstd, kind));
+    return RUN(inner->norm_bwd(dev, dx, dw, db, dy, dresidual, x, w, mean, rstd, kind));
 }
 
 static enum code hostile_act_bwd(struct device *dev, struct view dgate, struct view dup, struct view y, struct view dy, struct view gate,
                                  struct view up, enum mlp_kind kind)
 {
     NEED("act_bwd", dgate, dup, y, dy, gate, up);
-    return RUN(cpu_act_bwd(dev, dgate, dup, y, dy, gate, up, kind));
+    return RUN(inner->act_bwd(dev, dgate, dup, y, dy, gate, up, kind));
 }
 
 static enum code hostile_xent(struct device *dev, double *loss_sum, int64_t *count, struct view logp, struct view dx, struct view dw, struct view x,
@@ -312,15 +313,15 @@ static enum code hostile_xent(struct device *dev, double *loss_sum, int64_t *cou
     TRY(need(op, loss_sum, sizeof *loss_sum));
     TRY(need(op, count, sizeof *count));
     TRY(need(op, args->inv_count, sizeof *args->inv_count));
-    TRY(need(op, scratch, cpu_xent_scratch(dev, x.n[0], x.n[1], w.n[0])));
-    return RUN(cpu_xent(dev, loss_sum, count, logp, dx, dw, x, w, targets, args, scratch));
+    TRY(need(op, scratch, inner->xent_scratch(dev, x.n[0], x.n[1], w.n[0])));
+    return RUN(inner->xent(dev, loss_sum, count, logp, dx, dw, x, w, targets, args, scratch));
 }
 
 static enum code hostile_sumsq(struct device *dev, double *partial, const float *x, int64_t n)
 {
     TRY(need("sumsq", partial, (size_t)((n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK) * sizeof *partial));
     TRY(need("sumsq", x, (size_t)n * sizeof *x));
-    return RUN(cpu_sumsq(dev, partial, x, n));
+    return RUN(inner->sumsq(dev, partial, x, n));
 }
 
 static enum code hostile_grad_clip(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
@@ -332,7 +333,7 @@ static enum code hostile_grad_clip(struct device *dev, double *norm, float *clip
     TRY(need(op, skip, sizeof *skip));
     TRY(need(op, partial, (size_t)n_partials * sizeof *partial));
     TRY(need(op, loss_sum, sizeof *loss_sum));
-    return RUN(cpu_grad_clip(dev, norm, clip, skip, partial, n_partials, loss_sum, max_norm));
+    return RUN(inner->grad_clip(dev, norm, clip, skip, partial, n_partials, loss_sum, max_norm));
 }
 
 static enum code hostile_adamw(struct device *dev, float *p, float *g, float *m, float *v, int64_t n, const struct adamw_args *args)
@@ -344,45 +345,41 @@ static enum code hostile_adamw(struct device *dev, float *p, float *g, float *m,
     TRY(need(op, args->clip, sizeof *args->clip));
     TRY(need(op, args->skip, sizeof *args->skip));
     TRY(need(op, args->low, (size_t)n * sizeof *args->low));
-    return RUN(cpu_adamw(dev, p, g, m, v, n, args));
+    return RUN(inner->adamw(dev, p, g, m, v, n, args));
 }
 
 static enum code hostile_axpy(struct device *dev, float *y, const float *x, float a, int64_t n)
 {
     TRY(need("axpy", y, (size_t)n * sizeof *y));
     TRY(need("axpy", x, (size_t)n * sizeof *x));
-    return RUN(cpu_axpy(dev, y, x, a, n));
+    return RUN(inner->axpy(dev, y, x, a, n));
 }
 
 static enum code hostile_fill(struct device *dev, float *y, float a, int64_t n)
 {
     TRY(need("fill", y, (size_t)n * sizeof *y));
-    return RUN(cpu_fill(dev, y, a, n));
+    return RUN(inner->fill(dev, y, a, n));
 }
 
 static enum code hostile_cast(struct device *dev, void *y, enum dtype y_type, const void *x, enum dtype x_type, int64_t n)
 {
     TRY(need("cast", y, (size_t)n * dtype_bytes(y_type)));
     TRY(need("cast", x, (size_t)n * dtype_bytes(x_type)));
-    return RUN(cpu_cast(dev, y, y_type, x, x_type, n));
+    return RUN(inner->cast(dev, y, y_type, x, x_type, n));
 }
 
-/* Operations without memory are the CPU's own. */
-#define hostile_device_open cpu_device_open
-#define hostile_device_close cpu_device_close
-#define hostile_device_sync cpu_device_sync
-#define hostile_device_name cpu_device_name
-#define hostile_activation_dtype cpu_activation_dtype
-#define hostile_attention_scratch cpu_attention_scratch
-#define hostile_cache_bytes cpu_cache_bytes
-#define hostile_attention_decode_scratch cpu_attention_decode_scratch
-#define hostile_xent_scratch cpu_xent_scratch
-#define hostile_probe_bandwidth cpu_probe_bandwidth
-#define hostile_probe_flops cpu_probe_flops
+#define OVER(op) table.op = hostile_##op;
+#define OVER_ALL(X)                                                                                                                  \
+    X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(attention_decode) X(matmul)     \
+    X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip)       \
+    X(adamw) X(axpy) X(fill) X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
 
-#define HOSTILE_SLOT(op) .op = hostile_##op,
-const struct backend *hostile_backend(void)
+const struct backend *hostile_backend(const struct backend *of)
 {
-    static const struct backend table = {.name = "hostile", KERNEL_OPS(HOSTILE_SLOT)};
+    static struct backend table;
+    inner = of;
+    table = *of; /* what takes no memory stays */
+    table.name = "hostile";
+    OVER_ALL(OVER)
     return &table;
 }

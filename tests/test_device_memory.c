@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "bf16_backend.h"
 #include "eval/eval.h"
 #include "hostile.h"
 #include "model_fixture.h"
@@ -29,7 +30,7 @@ enum code backend_find(const char *name, const struct backend **backend)
 static void test_touching_is_fatal(void **state)
 {
     (void)state;
-    const struct backend *be = hostile_backend();
+    const struct backend *be = hostile_backend(&cpu);
     struct arena a = {0};
     struct device *dev = NULL;
     struct device_options o = {1};
@@ -168,7 +169,7 @@ static void check_passes(void (*change)(struct arch *), int recompute)
     struct outputs want, got;
     all_passes(&cpu, change, recompute, &want);
     int64_t runs = hostile_counts().graph_runs;
-    all_passes(hostile_backend(), change, recompute, &got);
+    all_passes(hostile_backend(&cpu), change, recompute, &got);
     assert_true(hostile_counts().graph_runs - runs >= 6);
     assert_memory_equal(want.logp, got.logp, sizeof want.logp);
     assert_memory_equal(want.logits, got.logits, sizeof want.logits);
@@ -197,7 +198,7 @@ static void test_load_and_init(void **state)
     struct device *dev;
     struct device_options device = {1};
     struct model_options o = {.train = 1, .dtype = DT_F32, .B = 1, .T = 5};
-    const struct backend *be = hostile_backend();
+    const struct backend *be = hostile_backend(&cpu);
     char *path = temp_path("small-load");
     small_arch(&a, 6, 3, DT_BF16);
     small_write(path, &a, 3, 1, NULL);
@@ -237,7 +238,7 @@ static void test_training(void **state)
 {
     (void)state;
     const char *const args[] = {"save_steps=5", "global_batch_size=4", "freeze=[dec.0.attn.q.*]", "max_grad_norm=0.3", NULL};
-    struct train_here here = {.backend = &cpu, .out = "cpu", .args = args}, hostile = {.backend = hostile_backend(), .out = "hostile", .args = args};
+    struct train_here here = {.backend = &cpu, .out = "cpu", .args = args}, hostile = {.backend = hostile_backend(&cpu), .out = "hostile", .args = args};
     assert_ok(train_here(&here));
     assert_ok(train_here(&hostile));
     same_file("cpu", "hostile", "final/model.safetensors");
@@ -256,7 +257,7 @@ static void test_nothing_waits(void **state)
 {
     (void)state;
     const char *const args[] = {"eval_batches=1", "data.validation=[]", "global_batch_size=6", "max_steps=4", NULL};
-    struct train_here t = {.backend = hostile_backend(), .out = "waits", .args = args};
+    struct train_here t = {.backend = hostile_backend(&cpu), .out = "waits", .args = args};
     struct run r;
     struct plan plan;
     assert_ok(train_here_open(&r, &t));
@@ -277,7 +278,7 @@ static void test_skipped_steps(void **state)
 {
     (void)state;
     const char *const args[] = {"data.validation=[]", "max_steps=6", NULL}, *const abort_args[] = {"data.validation=[]", "max_skips=2", NULL};
-    struct train_here t = {.backend = hostile_backend(), .out = "nan", .args = args};
+    struct train_here t = {.backend = hostile_backend(&cpu), .out = "nan", .args = args};
     struct run r;
     setenv("GQAKIT_FAULT_NAN", "2:3", 1);
     assert_ok(train_here_open(&r, &t));
@@ -290,6 +291,77 @@ static void test_skipped_steps(void **state)
     t.args = abort_args;
     assert_refused(train_here(&t), ERR_NUMERIC, "2 steps in a row");
     unsetenv("GQAKIT_FAULT_NAN");
+}
+
+static double final_loss(const char *out)
+{
+    json_t *log = runs_log(out);
+    double loss = runs_number(json_array_get(log, json_array_size(log) - 1), "eval_loss");
+    json_decref(log);
+    return loss;
+}
+
+/* Matrices and activations in bf16: close to f32, the same bits after a resume, and what is stored is what was trained. */
+static void check_bf16(const char *name, const char *master, double loss)
+{
+    const char *const args[] = {"precision=bf16", master, "save_steps=5", "activation_checkpointing=block", "global_batch_size=4", NULL};
+    const struct backend *be = hostile_backend(bf16_backend());
+    char resumed[64];
+    snprintf(resumed, sizeof resumed, "%s-resumed", name);
+    struct train_here t = {.backend = be, .out = name, .args = args};
+    assert_ok(train_here(&t));
+    double got = final_loss(name);
+    print_message("%-16s validation loss %.5f, in f32 %.5f\n", name, got, loss);
+    assert_true(fabs(got - loss) <= 0.02 * loss);
+    t.out = resumed;
+    t.stop_at = 7;
+    assert_ok(train_here(&t));
+    t.stop_at = 0;
+    assert_ok(train_here(&t));
+    same_file(name, resumed, "final/model.safetensors");
+    same_file(name, resumed, "step-00000012/rank-00000.h5");
+}
+
+static void test_training_bf16(void **state)
+{
+    (void)state;
+    const char *const args[] = {"global_batch_size=4", NULL}, *const refused[] = {"precision=bf16", NULL}, *const senseless[] = {"master_weights=false", NULL};
+    struct train_here t = {.backend = hostile_backend(&cpu), .out = "f32", .args = args};
+    assert_ok(train_here(&t));
+    double loss = final_loss("f32");
+    check_bf16("master", "master_weights=true", loss);
+    check_bf16("no-master", "master_weights=false", loss);
+    t.backend = hostile_backend(&cpu);
+    t.out = "refused";
+    t.args = refused;
+    assert_refused(train_here(&t), ERR_UNSUPPORTED, "precision bf16 trains on CUDA only");
+    t.args = senseless;
+    assert_refused(train_here(&t), ERR_USAGE, "goes with precision: bf16");
+}
+
+/* Without master weights what is stored is bf16, vectors f32; a resume with the other setting is refused. */
+static void test_stored_bf16(void **state)
+{
+    (void)state;
+    const char *const args[] = {"precision=bf16", "master_weights=false", "save_steps=2", "max_steps=2", NULL};
+    const char *const other[] = {"precision=bf16", "save_steps=2", "max_steps=2", NULL};
+    struct train_here t = {.backend = hostile_backend(bf16_backend()), .out = "stored", .args = args};
+    struct run r;
+    assert_ok(train_here(&t));
+    assert_ok(train_here_open(&r, &t));
+    assert_int_equal(r.state.step, 2);
+    int64_t vectors = 0;
+    for (int i = 0; i < r.n_arrays; i++) {
+        int matrix = !strncmp(r.arrays[i].name, "param/", 6) && r.arrays[i].nd == 2;
+        assert_int_equal(r.arrays[i].dtype, matrix ? DT_BF16 : DT_F32);
+        vectors += r.arrays[i].nd == 1 && r.arrays[i].name[0] == 'p';
+    }
+    assert_int_equal(vectors, 5);
+    assert_true(model_flat(r.model).params == NULL && model_flat(r.model).low != NULL);
+    assert_true(model_memory(r.model)->parameters < model_memory(r.model)->gradients);
+    train_here_close(&r);
+    t.args = other;
+    assert_refused(train_here(&t), ERR_USAGE, "master_weights false, now it is true");
 }
 
 /* ---- gqa-eval ---------------------------------------------------------------------------------------------------------------- */
@@ -335,14 +407,14 @@ static void test_commands(void **state)
         {command_perplexity, COUNT_OF(perplexity), perplexity}, {command_score, COUNT_OF(score), score}, {command_generate, COUNT_OF(generate), generate}};
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         char *want = printed(&cpu, cases[i].run, cases[i].argc, cases[i].argv);
-        char *got = printed(hostile_backend(), cases[i].run, cases[i].argc, cases[i].argv);
+        char *got = printed(hostile_backend(&cpu), cases[i].run, cases[i].argc, cases[i].argv);
         assert_true(strlen(want) > 8);
         assert_string_equal(want, got);
         free(want);
         free(got);
     }
     const char *const decode_args[] = {"decode", path, "--batch", "3", "--context", "20", "--new", "4", "--repeats", "2", "--threads", "1", "--json"};
-    char *out = printed(hostile_backend(), command_decode, COUNT_OF(decode_args), decode_args);
+    char *out = printed(hostile_backend(&cpu), command_decode, COUNT_OF(decode_args), decode_args);
     assert_non_null(strstr(out, "ms_per_token"));
     free(out);
     free(path);
@@ -354,7 +426,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_touching_is_fatal), cmocka_unit_test(test_model),         cmocka_unit_test(test_load_and_init),
         cmocka_unit_test(test_training),          cmocka_unit_test(test_nothing_waits), cmocka_unit_test(test_skipped_steps),
-        cmocka_unit_test(test_commands),
+        cmocka_unit_test(test_training_bf16),     cmocka_unit_test(test_stored_bf16),   cmocka_unit_test(test_commands),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
