@@ -112,6 +112,7 @@ static inline bool rows_aligned(struct view x)
 static inline enum code grid_of(const char *op, int64_t n, int64_t per, unsigned *blocks)
 {
     const int64_t want = ceil_div(n, per);
+    *blocks = 0;
     if (want > INT32_MAX)
         return fail(ERR_UNSUPPORTED, "%s: %lld blocks of threads; a launch takes 2^31", op, (long long)want);
     *blocks = (unsigned)want;
