@@ -22,9 +22,9 @@
 namespace simt {
 
 struct clock {
-    uint32_t gen[SIMT_WARPS];
-    uint32_t dense; /* bit w: lanes[w] has non-zero entries */
-    uint16_t lanes[SIMT_WARPS][SIMT_LANES];
+    uint64_t dense; /* bit w: lanes[w] has non-zero entries; else it is not even read */
+    uint32_t gen[SIMT_WARPS + 1]; /* the last entry stands for asynchronous units, its lanes for their queues (mbarriers) */
+    uint16_t lanes[SIMT_WARPS + 1][SIMT_LANES];
 };
 
 struct wait_list { struct fiber *head; }; /* fibers asleep; {} is empty */
@@ -70,7 +70,7 @@ void reschedule(); /* lets the other runnable fibers run first */
 typedef void collective_fn(void *const *arg, unsigned mask);
 void collective(const char *name, collective_fn *op, unsigned mask, void *mine, int order);
 
-/* ---- order ---- */
+/* ---- order. A struct clock of zeros knows nothing ---- */
 void release(struct clock *into);        /* everything this fiber did so far is known to who acquires `into` later */
 void acquire(const struct clock *from);
 void clock_join(struct clock *into, const struct clock *from);
@@ -94,9 +94,10 @@ int touch(struct fiber *who, const void *p, size_t bytes, unsigned flags, size_t
 void load(struct fiber *who, void *to, const void *p, size_t bytes, size_t align);
 void store(struct fiber *who, void *p, const void *from, size_t bytes, size_t align);
 
-/* An asynchronous access of shared memory: begin() checks it at issue and makes the bytes PENDING; finish() ends that and records it
- * as a plain access of the issuing fiber at its time of issue. What finish() ended is ordered before acquirers of the token's clock:
- * clock_join(&barrier, &token->clock) or acquire(&token->clock). flags: READ or WRITE, and ASYNC. */
+/* An asynchronous access of shared memory: begin() checks it at issue like any access of `who` and makes the bytes PENDING; finish()
+ * ends that and records it as done. into NULL: by the running fiber, whose wait ended it (wait_group: it alone knows, a barrier tells the
+ * others). Else by an asynchronous unit: `into` is the clock of the mbarrier that will tell (whoever calls acquire(into) later knows),
+ * queue 0-31 numbers that mbarrier (sharing a number only makes races harder to see). flags: READ or WRITE, and ASYNC. */
 struct token {
     struct fiber *who;
     char *p;
@@ -104,10 +105,9 @@ struct token {
     unsigned flags;
     uint32_t gen;
     uint16_t tick;
-    struct clock clock;
 };
 struct token *begin(struct fiber *who, void *p, size_t bytes, unsigned flags, size_t align); /* NULL: out of bounds, reported */
-void finish(struct token *t); /* and frees it. Writes: copy the data first */
+void finish(struct token *t, struct clock *into, int queue); /* and frees it. Of a write: store the bytes with memcpy around this */
 int lands_early(); /* GQAKIT_SIMT_ASYNC=early: move the data at issue */
 
 /* ---- faults ---- */

@@ -25,7 +25,7 @@ enum simt_fault_kind {
 
 const struct backend *simt_backend(void);
 /* The generation that device_open of the backend opens from now on: 80 or 90 (at first 90). */
-void simt_set_arch(int arch);
+void simt_open_as(int arch);
 
 /* Device memory, 256-byte aligned, unreadable bytes on both sides. initialised: zeroed and counted as written. */
 void *simt_alloc(size_t bytes, int initialised);
