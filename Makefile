@@ -105,6 +105,7 @@ FUZZ       := $(FUZZ_SRC:tests/fuzz/%.c=build/fuzz/%)
 ifeq ($(CUDA_ON),1)
 include tools/cuda.mk
 endif
+include tests/simt/simt.mk
 # Only backend.c knows whether the CUDA backend is in: it is compiled again when that changes.
 CUDA_STATE := $(OUT)/obj/cuda.state
 $(shell [ "$$(cat $(CUDA_STATE) 2>/dev/null)" = "$(CUDA_ON)" ] || { mkdir -p $(OUT)/obj; echo "$(CUDA_ON)" >$(CUDA_STATE); })
@@ -118,7 +119,7 @@ say  = $(if $(filter 1,$(V)),,@echo '  $(1)')
 
 all: $(LIB) $(PROGRAMS) ## build what this machine can: the library and the programs (the default)
 programs: $(PROGRAMS)
-tests-built: $(TESTS) $(CUDA_TESTS) $(CANARY) $(PROGRAMS) $(TOOLS)
+tests-built: $(TESTS) $(SIMT_TESTS) $(CUDA_TESTS) $(CANARY) $(PROGRAMS) $(TOOLS)
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 20

@@ -51,6 +51,9 @@ extern const void *access_pc; /* return address of a plain access; NULL for mode
 int is_shared_region(const void *p);
 int is_global_region(const void *p);
 
+/* An access of device memory by host code of the executor (matmul, copies): inside one allocation, written before it is read. */
+int host_touch(const void *p, size_t bytes, int write);
+
 /* shadow.cpp: the accesses of shared memory, per 4 bytes; of device memory, the last write */
 void shadow_block_begin();
 void shadow_shared(struct fiber *who, size_t offset, size_t bytes, unsigned flags);
