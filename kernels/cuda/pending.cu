@@ -1,7 +1,6 @@
 /* Kernels that are not written yet: each refuses by name until its file is there (weak definitions give way to it). */
 #include "attention.cuh"
 
-#ifndef GQAKIT_SIMT
 namespace CUDA_NS {
 
 #define PENDING(f)                                                                      \
@@ -19,4 +18,3 @@ PENDING(attention_fwd_sm90)
 PENDING(attention_bwd_sm90)
 
 } // namespace CUDA_NS
-#endif

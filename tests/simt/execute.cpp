@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include "state.h"
+#include "sm90_model.h"
 
 /* void simt_switch(void **save, void *resume): pushes the callee-saved registers, exchanges stacks, pops. MXCSR and the x87 control
  * word are not saved: nothing here changes them. */
@@ -203,6 +204,7 @@ static void report_deadlock()
                                  count == 1 ? "" : "s", i, count == 1 ? "s" : "", f->waits_for, f->line);
     }
     fault(SIMT_DEADLOCK, first, "%d of %d threads have returned; %s", now.n_done, now.n_threads, text);
+    sm90_deadlock();
 }
 
 static enum code run_block()

@@ -6,12 +6,14 @@
 CXX       ?= g++
 SIMT_OUT  := $(OUT)/simt
 HAVE_CXX  := $(shell command -v $(CXX) 2>/dev/null)
-SIMT_SKIP := $(shell grep -lE '^\#include [<"](cuda_runtime|cublas|cuda\.h|device\.cuh|blas\.cuh)' kernels/cuda/*.cu) kernels/cuda/backend.cu kernels/cuda/pending.cu
+# A file that includes CUDA headers is skipped, unless it says GQAKIT_SIMT itself.
+SIMT_SKIP := kernels/cuda/backend.cu $(shell grep -LE '^\#ifn?def GQAKIT_SIMT' \
+  $$(grep -lE '^\#include [<"](cuda_runtime|cublas|cuda\.h|device\.cuh|blas\.cuh)' kernels/cuda/*.cu))
 SIMT_CU   := $(filter-out $(SIMT_SKIP),$(wildcard kernels/cuda/*.cu)) $(wildcard tests/simt/*.cu)
 SIMT_CPP  := $(wildcard tests/simt/*.cpp)
 SIMT_OBJ  := $(SIMT_CU:%.cu=$(SIMT_OUT)/%.o) $(SIMT_CPP:%.cpp=$(SIMT_OUT)/%.o)
 SIMT_WARN := -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-parameter -Werror
-SIMT_BASE := -std=c++17 -D_GNU_SOURCE -DGQAKIT_SIMT -I. -Itests/simt -g -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off -fno-strict-aliasing
+SIMT_BASE := -std=c++17 -D_GNU_SOURCE -DGQAKIT_SIMT -I. -Itests/simt -g -fno-exceptions -fno-rtti -fno-math-errno -ffp-contract=off -fno-strict-aliasing -Wno-psabi
 SIMT_HOOK := -fsanitize=thread,alignment,bounds,integer-divide-by-zero --param tsan-instrument-func-entry-exit=0 -Wno-tsan
 SIMT_TESTS := $(if $(HAVE_CXX),$(patsubst tests/device/test_%.c,$(OUT)/tests/simt_%,$(wildcard tests/device/test_*.c)))
 SIMT_CASE  := $(filter-out tests/device/test_% tests/device/link_%,$(wildcard tests/device/*.c)) tests/device/link_simt.c

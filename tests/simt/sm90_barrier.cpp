@@ -64,10 +64,8 @@ void land_all(struct mbarrier *b)
         b->in_flight -= l->bytes;
         if (l->copy != NULL)
             l->copy(l);
-        if (l->token != NULL) {
-            clock_join(&b->gathered, &l->token->clock);
-            finish(l->token);
-        }
+        if (l->token != NULL)
+            finish(l->token, &b->gathered, (int)(b - table));
         free(l->own);
         free(l);
     }

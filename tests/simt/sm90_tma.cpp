@@ -171,7 +171,7 @@ void sm90_tma_load(uint32_t dst, const void *map, uint32_t bar, int c0, int c1, 
     }
     if (!sm90_barrier_track(bar, l)) {
         if (l->token != NULL)
-            finish(l->token);
+            finish(l->token, NULL, 0);
         free(b);
         free(l);
     }
@@ -206,7 +206,7 @@ void end_read(struct bulk *b)
 {
     read_source(b);
     for (int i = 0; i < b->tokens; i++)
-        finish(b->token[i]);
+        finish(b->token[i], NULL, 0);
     b->tokens = 0;
 }
 

@@ -26,6 +26,7 @@ struct chain {
 };
 
 struct product {
+    int group;
     struct product *next;
     long number;
     struct chain *chain;
@@ -193,7 +194,7 @@ void complete(struct product *p)
 {
     compute(p);
     for (int i = 0; i < p->tokens; i++)
-        finish(p->token[i]);
+        finish(p->token[i], &p->clock, 24 + p->group);
     p->tokens = 0;
 }
 
@@ -268,6 +269,7 @@ void issue(struct warpgroup *w)
         return;
     struct product *p = (struct product *)calloc(1, sizeof *p);
     p->number = ++w->issued;
+    p->group = (int)(w - groups);
     p->chain = c;
     p->n = x->n, p->ta = x->ta, p->tb = x->tb, p->add = x->add;
     p->from_registers = x->registers != NULL;
@@ -290,8 +292,6 @@ void issue(struct warpgroup *w)
             fault(SIMT_MODEL, who, "wgmma: descriptor of a %016llx: %s", (unsigned long long)x->a, why);
         operand_begin(p, &p->a, p->ta, 64, who);
     }
-    for (int i = 0; i < p->tokens; i++)
-        clock_join(&p->clock, &p->token[i]->clock);
     if (w->last == NULL)
         w->last = &w->first;
     *w->last = p;
