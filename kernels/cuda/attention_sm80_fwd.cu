@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
     const uint32_t at = smem_addr(smem);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     const int bg = blockIdx.x / f.tiles, b = bg / p.G, g = bg % p.G;
-    const int rows = p.T * p.R, n0 = (f.tiles - 1 - (int)(blockIdx.x % f.tiles)) * shape::ROWS, n1 = smaller(n0 + shape::ROWS, rows);
+    const int rows = p.T * p.R, n0 = (f.tiles - 1 - (int)(blockIdx.x % f.tiles)) * shape::ROWS, n1 = min(n0 + shape::ROWS, rows);
     const int own = warp * 16 * M; /* first row of this warp's */
     const tile_range keys = range_of_rows(p, b, divide(f.by_r, n0), divide(f.by_r, n1 - 1) + 1);
     const bf16 *k = tile_source<W, THREADS>((const bf16 *)p.k.p + b * p.k.batch + g * p.k.head + keys.lo * p.k.row, p.k.row);

@@ -28,18 +28,15 @@ __device__ __forceinline__ int segment_bound(const int32_t *seg, int n, int id, 
  * other side inside [inner_lo, inner_hi) is visible as a whole. */
 struct tile_range { int lo, hi, inner_lo, inner_hi; };
 
-__device__ __forceinline__ int larger(int a, int b) { return a > b ? a : b; }
-__device__ __forceinline__ int smaller(int a, int b) { return a < b ? a : b; }
-
 /* Narrows r to the documents of ids[first] .. ids[last] of the other side's `seg`; nothing is inner when there are two documents. */
 __device__ __forceinline__ void range_narrow(tile_range &r, const int32_t *ids, int first, int last, const int32_t *seg, int n)
 {
     const int a = ids[first], z = ids[last];
     const int lo = segment_bound(seg, n, a, 0), hi = segment_bound(seg, n, z, 1);
-    r.lo = larger(r.lo, lo);
-    r.hi = smaller(r.hi, hi);
-    r.inner_lo = larger(r.inner_lo, lo);
-    r.inner_hi = a == z ? smaller(r.inner_hi, hi) : 0;
+    r.lo = max(r.lo, lo);
+    r.hi = min(r.hi, hi);
+    r.inner_lo = max(r.inner_lo, lo);
+    r.inner_hi = a == z ? min(r.inner_hi, hi) : 0;
 }
 
 /* Keys for rows [t0, t1), t0 < t1 <= T, of sequence b. */
@@ -85,12 +82,12 @@ __device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention
                     x = (unsigned)(8 * j + e - lo) < count ? x * sign : -INFINITY;
                 }
             if (seg_k != NULL) {
-                const int id = p.seg_q[b * p.seg_q_batch + smaller(t, p.T - 1)];
+                const int id = p.seg_q[b * p.seg_q_batch + min(t, p.T - 1)];
 #pragma unroll
                 for (int j = 0; j < N; j++)
 #pragma unroll
                     for (int e = 0; e < 2; e++)
-                        if (seg_k[smaller(s0 + column + 8 * j + e, p.S - 1)] != id)
+                        if (seg_k[min(s0 + column + 8 * j + e, p.S - 1)] != id)
                             s[i][j][2 * half + e] = -INFINITY;
             }
         }
