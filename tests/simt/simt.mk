@@ -35,7 +35,7 @@ $(OUT)/tests/simt_%: $(OUT)/obj/tests/device/test_%.o $(SIMT_CASE:%.c=$(OUT)/obj
 	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka -lstdc++
 
 .PHONY: simt
-simt: $(SIMT_TESTS) ## the CUDA kernels on the CPU: builds and runs build/tests/simt_*
+simt: $(SIMT_TESTS) $(CANARY) ## the CUDA kernels on the CPU: builds and runs build/tests/simt_*
 	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) tools/run-tests $(notdir $(SIMT_TESTS))
 
 $(OUT)/obj/tests/device/%.o: ALL_CFLAGS += -Itests/simt
