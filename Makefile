@@ -152,7 +152,7 @@ $(OUT)/libtests.a: $(HELPER_OBJ)
 
 # What the programs consist of, without their mains, for the tests that run them inside.
 INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
-$(OUT)/tests/test_device_memory: $(INSIDE_OBJ)
+$(addprefix $(OUT)/tests/,test_device_memory cuda_model simt_model): $(INSIDE_OBJ)
 
 $(OUT)/tests/%: $(OUT)/obj/tests/%.o $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)

@@ -35,4 +35,4 @@ CUDA_TESTS   := $(DEVICE_TESTS:%=$(OUT)/tests/cuda_%)
 $(OUT)/tests/cuda_%: $(OUT)/obj/tests/device/test_%.o $(DEVICE_CASE:%.c=$(OUT)/obj/%.o) $(OUT)/obj/tests/device/link_cuda.o $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka
+	$(Q)$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(ALL_LIBS) -lcmocka
