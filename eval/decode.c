@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct options {
     struct cli_ints batch, context;
@@ -28,7 +29,7 @@ static const struct cli_flag flags[] = {
 };
 static const struct cli cli = {
     "gqa-eval decode", "CKPT [flags]",
-    "Every batch with every context. Prefill is timed on at most 512 tokens of each sequence. `share` is the bytes a decode\n"
+    "Every batch with every context. Prefill is timed on at most 512 tokens of each sequence (8192 on a GPU). `share` is the bytes a decode\n"
     "step must read (weights once, K/V cache of every sequence) over its time, relative to the read bandwidth measured beside it.",
     flags, (int)(sizeof flags / sizeof flags[0]), 1, 1,
 };
@@ -48,6 +49,8 @@ static enum code time_prefill(struct session *s, int64_t B, int64_t T, double *t
         model_cache_reset(s->model);
         double t = host_seconds();
         c = model_prefill(s->model, ids, B, T, NULL);
+        if (c == OK)
+            c = s->backend->device_sync(s->device);
         t = host_seconds() - t;
         best = t < best ? t : best;
     }
@@ -56,7 +59,14 @@ static enum code time_prefill(struct session *s, int64_t B, int64_t T, double *t
     return c;
 }
 
-static enum code time_decode(struct session *s, const struct options *o, struct row *r, float *logits)
+static enum code decode_wait(struct session *s, const int32_t *ids, int64_t batch)
+{
+    TRY(model_decode_queue(s->model, ids, batch, 1, 1));
+    return s->backend->device_sync(s->device);
+}
+
+/* Every step is waited for, as a caller that chooses the next token must; the logits stay on the device, where it could choose. */
+static enum code time_decode(struct session *s, const struct options *o, struct row *r)
 {
     int32_t ids[256];
     double sum = 0, squares = 0;
@@ -67,7 +77,7 @@ static enum code time_decode(struct session *s, const struct options *o, struct 
         double bandwidth = s->backend->probe_bandwidth(s->device);
         double t = host_seconds();
         for (int64_t i = 0; i < o->new_tokens; i++)
-            TRY(model_decode(s->model, ids, r->batch, 1, logits));
+            TRY(decode_wait(s, ids, r->batch));
         t = (host_seconds() - t) / (double)o->new_tokens;
         if (rep < 0)
             continue;
@@ -82,28 +92,26 @@ static enum code time_decode(struct session *s, const struct options *o, struct 
 }
 
 /* Enough for the matrix products to be large, not so many that a long batch waits minutes. */
-static int64_t prefill_tokens(int64_t batch, int64_t context)
+static int64_t prefill_tokens(const struct session *s, int64_t batch, int64_t context)
 {
-    int64_t T = 1024 / batch < 64 ? 64 : 1024 / batch;
-    T = T < 512 ? T : 512;
+    int64_t all = strcmp(s->backend->name, "cpu") ? 16384 : 1024, T = all / batch < 64 ? 64 : all / batch;
+    T = T < all / 2 ? T : all / 2;
     return context < T ? (context > 0 ? context : 1) : T;
 }
 
 static enum code measure(struct session *s, struct session_options *so, const struct options *o, enum dtype cache, struct row *r)
 {
-    int64_t T = prefill_tokens(r->batch, r->context);
+    int64_t T = prefill_tokens(s, r->batch, r->context);
     struct model_options shape = { .B = r->batch, .T = T, .cache_B = r->batch, .cache_S = r->context + o->new_tokens + 1, .cache_dtype = cache };
     if (shape.cache_S < T + 1)
         shape.cache_S = T + 1;
     const struct arch *a = ckpt_arch(s->checkpoint);
-    float *logits = malloc((size_t)(r->batch * a->V) * sizeof *logits);
-    enum code c = logits ? session_model(s, so, shape) : fail(ERR_MEMORY, "out of memory for logits");
+    enum code c = session_model(s, so, shape);
     if (c == OK)
         c = time_prefill(s, r->batch, T, &r->prefill);
     if (c == OK)
-        c = time_decode(s, o, r, logits);
+        c = time_decode(s, o, r);
     r->bytes = model_decode_bytes(a, r->batch, r->context + o->new_tokens / 2, so->dtype, cache);
-    free(logits);
     model_close(s->model);
     s->model = NULL;
     return c;

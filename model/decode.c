@@ -91,14 +91,12 @@ void decode_close(struct model *m)
             m->be->graph_free(m->dev, m->decode[t][logits].graph);
 }
 
-static enum code run_cached(struct model *m, enum block_attention how, int64_t B, int64_t T, float *logits)
+static enum code run_cached(struct model *m, enum block_attention how, int64_t B, int64_t T, int want_logits)
 {
     m->env.attention = how;
     m->env.lens = view_1d(m->lens, DT_I32, B);
     TRY(m->be->device_copy(m->dev, m->lens, m->host_lens, (size_t)B * sizeof(int32_t)));
-    TRY(how == ATTEND_CACHE ? decode_step(m, T, logits != NULL) : run_step(m, logits != NULL));
-    if (logits)
-        TRY(logits_to_host(m, B, logits));
+    TRY(how == ATTEND_CACHE ? decode_step(m, T, want_logits) : run_step(m, want_logits));
     for (int64_t b = 0; b < B; b++)
         m->host_lens[b] += (int32_t)T;
     return OK;
@@ -114,10 +112,17 @@ enum code model_prefill(struct model *m, const int32_t *ids, int64_t B, int64_t 
         if (m->host_lens[b])
             return fail(ERR_USAGE, "prefill needs an empty cache, sequence %lld has %d positions", (long long)b, m->host_lens[b]);
     TRY(pass_begin(m, B, T, ids, NULL, NULL, NULL));
-    return run_cached(m, ATTEND_PREFILL, B, T, logits);
+    TRY(run_cached(m, ATTEND_PREFILL, B, T, logits != NULL));
+    return logits ? logits_to_host(m, B, logits) : OK;
 }
 
 enum code model_decode(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, float *logits)
+{
+    TRY(model_decode_queue(m, ids, B, Tq, logits != NULL));
+    return logits ? logits_to_host(m, B, logits) : OK;
+}
+
+enum code model_decode_queue(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, int want_logits)
 {
     TRY(cache_fits(m, B, Tq));
     if (Tq < 1 || Tq > 8)
@@ -126,5 +131,5 @@ enum code model_decode(struct model *m, const int32_t *ids, int64_t B, int64_t T
         for (int64_t j = 0; j < Tq; j++)
             m->host_pos[b * Tq + j] = m->host_lens[b] + (int32_t)j;
     TRY(pass_begin(m, B, Tq, ids, m->host_pos, NULL, NULL));
-    return run_cached(m, ATTEND_CACHE, B, Tq, logits);
+    return run_cached(m, ATTEND_CACHE, B, Tq, want_logits != 0);
 }

@@ -91,6 +91,8 @@ int64_t model_cache_length(const struct model *m, int64_t b);
 enum code model_prefill(struct model *m, const int32_t *ids, int64_t B, int64_t T, float *logits) MUST_USE;
 /* Tq <= 8 new tokens per sequence; logits [B,V] of the last one (NULL: not wanted). ERR_USAGE when the cache is full. */
 enum code model_decode(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, float *logits) MUST_USE;
+/* The same step without waiting for it; logits, when wanted, are computed and stay on the device: for benchmarks. */
+enum code model_decode_queue(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, int want_logits) MUST_USE;
 /* Pretends every sequence has `length` cached positions (contents: whatever is there): for decode benchmarks at depth. */
 void model_cache_set_length(struct model *m, int64_t length);
 
