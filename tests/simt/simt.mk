@@ -32,7 +32,7 @@ $(SIMT_OUT)/%.o: %.cpp tests/simt/simt.mk
 $(OUT)/tests/simt_%: $(OUT)/obj/tests/device/test_%.o $(SIMT_CASE:%.c=$(OUT)/obj/%.o) $(SIMT_OBJ) $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
-	$(Q)$(CC) -o $@ $^ $(ALL_LIBS) -lcmocka -lstdc++
+	$(Q)$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(ALL_LIBS) -lcmocka -lstdc++
 
 .PHONY: simt
 simt: $(SIMT_TESTS) $(CANARY) ## the CUDA kernels on the CPU: builds and runs build/tests/simt_*
