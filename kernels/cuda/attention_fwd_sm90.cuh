@@ -25,8 +25,6 @@
 namespace CUDA_NS {
 namespace {
 
-const int STAGES = 2;
-
 template <int D, int WGS, int N> struct fwd_shape {
     static constexpr int M = 64 * WGS, threads = 128 * (WGS + 1);
     static constexpr int q_bytes = 64 * D * 2, kv_bytes = N * D * 2; /* of a warpgroup's Q; of a K or V tile */
@@ -62,10 +60,6 @@ template <int M> __device__ __forceinline__ fwd_tile order_tile(const attention_
     fwd_tile tile = {(order.tiles_m - 1 - in / heads) * M, head / p.H, head % p.H};
     return tile;
 }
-
-/* The i-th tile of K (or V) a block works on lies in stage i % STAGES and completes this phase of the stage's barriers. */
-__device__ __forceinline__ int stage_of(unsigned i) { return (int)(i % STAGES); }
-__device__ __forceinline__ uint32_t parity_of(unsigned i) { return i / STAGES & 1; }
 
 template <int D, int WGS, int N>
 __device__ __forceinline__ void fwd_produce(const attention_problem &p, const tensor_map *q_map, const tensor_map *k_map, const tensor_map *v_map,
@@ -139,23 +133,6 @@ template <int N> __device__ __forceinline__ void softmax_step(float (&s)[N / 2],
             sum += s[4 * j + 2 * r] + s[4 * j + 2 * r + 1];
         }
         rows.sum[r] = rows.sum[r] * factor[r] + sum;
-    }
-}
-
-/* Removes the keys s0 + column outside of each row's run; keys: those of the warp's 16 rows. */
-template <int N> __device__ __forceinline__ void mask_columns(float (&s)[N / 2], int s0, const key_range *keys)
-{
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        const key_range row = keys[(lane >> 2) + 8 * r];
-        const unsigned base = (unsigned)(s0 + 2 * (lane & 3) - row.lo), n = (unsigned)max(row.hi - row.lo, 0);
-#pragma unroll
-        for (int j = 0; j < N / 8; j++)
-#pragma unroll
-            for (int e = 0; e < 2; e++)
-                if (base + 8 * j + e >= n)
-                    s[4 * j + 2 * r + e] = NO_KEY;
     }
 }
 

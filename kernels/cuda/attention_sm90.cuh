@@ -143,38 +143,91 @@ __device__ __forceinline__ key_range row_range(const attention_problem &p, int t
         r.hi = min(r.hi, at + p.window_right + 1);
     return r;
 }
-
-/* The keys that rows [t0, t1) of sequence b visit, and the part of them that all these rows see. Whole warps. */
-struct rows_keys { key_range visit, seen; };
-__device__ __forceinline__ rows_keys keys_of_rows(const attention_problem &p, int b, int t0, int t1)
+/* Queries of key s likewise. */
+__device__ __forceinline__ key_range column_range(const attention_problem &p, int s)
 {
-    const key_range first = row_range(p, t0), last = row_range(p, t1 - 1);
-    rows_keys r = {{first.lo, last.hi}, {last.lo, first.hi}};
-    if (p.seg_q == NULL || r.visit.hi <= r.visit.lo)
+    const int at = s - p.q_offset;
+    key_range r = {0, p.T};
+    if (p.causal)
+        r.lo = max(0, at);
+    if (p.window_right >= 0)
+        r.lo = max(r.lo, at - p.window_right);
+    if (p.window_left >= 0)
+        r.hi = min(r.hi, at + p.window_left + 1);
+    return r;
+}
+
+/* What rows i0 .. i1 (queries, or keys) visit of the others, and the part of it that all of them see. first, last: the runs of i0 and i1 without
+ * documents; mine, other: document ids or NULL. Whole warps. */
+struct runs { key_range visit, seen; };
+__device__ __forceinline__ runs runs_of(key_range first, key_range last, const int32_t *mine, const int32_t *other, int i0, int i1)
+{
+    runs r = {{first.lo, last.hi}, {last.lo, first.hi}};
+    if (mine == NULL || r.visit.hi <= r.visit.lo)
         return r;
-    const int32_t *ids = p.seg_k + b * p.seg_k_batch, *of = p.seg_q + b * p.seg_q_batch;
-    const int id0 = of[t0], id1 = of[t1 - 1];
-    r.visit.lo = ids_find_warp(ids, r.visit.lo, r.visit.hi, id0, false);
-    r.visit.hi = ids_find_warp(ids, r.visit.lo, r.visit.hi, id1, true);
+    const int id0 = mine[i0], id1 = mine[i1];
+    r.visit.lo = ids_find_warp(other, r.visit.lo, r.visit.hi, id0, false);
+    r.visit.hi = ids_find_warp(other, r.visit.lo, r.visit.hi, id1, true);
     r.seen.lo = max(r.seen.lo, r.visit.lo);
     r.seen.hi = id0 == id1 ? min(r.seen.hi, r.visit.hi) : r.seen.lo;
     return r;
 }
-/* The keys of query t, which lie in `visit` of its tile. one: all rows of the tile belong to one document. */
-__device__ __forceinline__ key_range keys_of_row(const attention_problem &p, int b, int t, key_range visit)
+/* The run of row i alone; visit: that of its tile. */
+__device__ __forceinline__ key_range run_of(key_range r, key_range visit, const int32_t *mine, const int32_t *other, int i)
 {
-    key_range r = row_range(p, t);
     r.lo = max(r.lo, visit.lo), r.hi = min(r.hi, visit.hi);
-    if (p.seg_q != NULL && r.lo < r.hi) {
-        const int32_t *ids = p.seg_k + b * p.seg_k_batch;
-        const int id = p.seg_q[b * p.seg_q_batch + t];
-        if (ids[r.lo] != id)
-            r.lo = ids_find(ids, r.lo, r.hi, id, false);
-        if (r.lo < r.hi && ids[r.hi - 1] != id)
-            r.hi = ids_find(ids, r.lo, r.hi, id, true);
+    if (mine != NULL && r.lo < r.hi) {
+        const int id = mine[i];
+        if (other[r.lo] != id)
+            r.lo = ids_find(other, r.lo, r.hi, id, false);
+        if (r.lo < r.hi && other[r.hi - 1] != id)
+            r.hi = ids_find(other, r.lo, r.hi, id, true);
     }
     return r;
 }
+
+__device__ __forceinline__ const int32_t *ids_of_queries(const attention_problem &p, int b) { return p.seg_q == NULL ? NULL : p.seg_q + b * p.seg_q_batch; }
+__device__ __forceinline__ const int32_t *ids_of_keys(const attention_problem &p, int b) { return p.seg_q == NULL ? NULL : p.seg_k + b * p.seg_k_batch; }
+/* The keys of queries [t0, t1), the queries of keys [s0, s1), of sequence b; neither is empty. */
+__device__ __forceinline__ runs keys_of_rows(const attention_problem &p, int b, int t0, int t1)
+{
+    return runs_of(row_range(p, t0), row_range(p, t1 - 1), ids_of_queries(p, b), ids_of_keys(p, b), t0, t1 - 1);
+}
+__device__ __forceinline__ runs queries_of_keys(const attention_problem &p, int b, int s0, int s1)
+{
+    return runs_of(column_range(p, s0), column_range(p, s1 - 1), ids_of_keys(p, b), ids_of_queries(p, b), s0, s1 - 1);
+}
+__device__ __forceinline__ key_range keys_of_row(const attention_problem &p, int b, int t, key_range visit)
+{
+    return run_of(row_range(p, t), visit, ids_of_queries(p, b), ids_of_keys(p, b), t);
+}
+__device__ __forceinline__ key_range queries_of_key(const attention_problem &p, int b, int s, key_range visit)
+{
+    return run_of(column_range(p, s), visit, ids_of_keys(p, b), ids_of_queries(p, b), s);
+}
+
+/* A warp's 16 rows of scores: columns c0 + column outside of each row's run become -inf. runs: of the 16 rows. */
+template <int N> __device__ __forceinline__ void mask_columns(float (&s)[N / 2], int c0, const key_range *runs)
+{
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        const key_range row = runs[(lane >> 2) + 8 * r];
+        const unsigned base = (unsigned)(c0 + 2 * (lane & 3) - row.lo), n = (unsigned)max(row.hi - row.lo, 0);
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                if (base + 8 * j + e >= n)
+                    s[4 * j + 2 * r + e] = NO_KEY;
+    }
+}
+
+/* ---- rings of stages: the i-th tile lies in stage i % STAGES and completes this phase of the stage's barriers ---- */
+
+const int STAGES = 2;
+__device__ __forceinline__ int stage_of(unsigned i) { return (int)(i % STAGES); }
+__device__ __forceinline__ uint32_t parity_of(unsigned i) { return i / STAGES & 1; }
 
 /* ---- the host's side ---- */
 
