@@ -1,0 +1,47 @@
+/* bf16 attention on Hopper: wgmma, TMA, pipelines of two stages. The short list has tiles of every kind; the cases here are long enough for the
+ * pipelines to come round, and for a block to work on several tiles. */
+#include "attention_device_case.h"
+
+#define CAUSAL .causal = 1, .window_left = -1, .window_right = -1
+#define FULL .causal = 0, .window_left = -1, .window_right = -1
+
+static int open_sm90(void **state)
+{
+    (void)state;
+    if (case_arch(90))
+        return 0;
+    print_message("skipped: the device is not of generation 90\n");
+    skip();
+    return 0;
+}
+
+static void forward(int D_min, int D_max) { attention_device_check_all(DT_BF16, 0, ATTENTION_FWD, D_min, D_max); }
+static void test_forward_64(void **state) { open_sm90(state), forward(1, 64); }
+static void test_forward_96(void **state) { open_sm90(state), forward(65, 96); }
+static void test_forward_128(void **state) { open_sm90(state), forward(97, 128); }
+static void test_forward_256(void **state) { open_sm90(state), forward(129, 256); }
+
+/* More than two stages of keys: every barrier completes several phases. */
+static void test_forward_long(void **state)
+{
+    const struct attention_device_case cases[] = {
+        {"seven key tiles", 1, 70, 870, 1, 1, 64, FULL, .sharp = 1},
+        {"six key tiles", 1, 40, 700, 2, 1, 128, CAUSAL, .q_offset = 660, .strided = 1},
+        {"five key tiles, wide", 1, 33, 850, 1, 1, 128, FULL},
+        {"six key tiles", 1, 130, 460, 1, 1, 256, CAUSAL, .q_offset = 330},
+        {"five key tiles", 1, 66, 600, 1, 1, 96, .causal = 1, .q_offset = 534, .window_left = 400, .window_right = -1},
+        {"many documents", 1, 400, 400, 1, 1, 64, CAUSAL, .documents = 9, .boundary = 200},
+    };
+    open_sm90(state);
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        attention_device_check(&cases[i], DT_BF16, 0, ATTENTION_FWD);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_forward_64),  cmocka_unit_test(test_forward_96),   cmocka_unit_test(test_forward_128),
+        cmocka_unit_test(test_forward_256), cmocka_unit_test(test_forward_long),
+    };
+    return case_main(argc, argv, tests, COUNT_OF(tests));
+}
