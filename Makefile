@@ -108,7 +108,7 @@ endif
 include tests/simt/simt.mk
 # Only backend.c knows whether the CUDA backend is in: it is compiled again when that changes.
 CUDA_STATE := $(OUT)/obj/cuda.state
-$(shell [ "$$(cat $(CUDA_STATE) 2>/dev/null)" = "$(CUDA_ON)" ] || { mkdir -p $(OUT)/obj; echo "$(CUDA_ON)" >$(CUDA_STATE); })
+$(shell [ -f $(CUDA_STATE) ] && [ "$$(cat $(CUDA_STATE))" = "$(CUDA_ON)" ] || { mkdir -p $(OUT)/obj; echo "$(CUDA_ON)" >$(CUDA_STATE); })
 $(OUT)/obj/kernels/backend.o: $(CUDA_STATE)
 
 Q   := $(if $(filter 1,$(V)),,@)
