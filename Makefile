@@ -185,8 +185,13 @@ demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table 
 	@$(MAKE) --no-print-directory all
 	@tools/demo
 
+# The CUDA benchmarks need a GPU; without one they are built (bench-built) and left out here.
+GPU := $(wildcard /dev/nvidiactl)
+BENCH_RUN := $(if $(and $(GPU),$(CUDA_ON)),$(BENCH) "tools/bench/cuda_peers.py attention" "tools/bench/cuda_peers.py train",$(filter-out $(OUT)/bench/bench_cuda_%,$(BENCH)))
+.PHONY: bench-built
+bench-built: $(BENCH)
 bench: all $(BENCH) $(TOOLS) ## every benchmark program and script of tools/bench, briefly
-	@for b in $(BENCH) "tools/bench/convert-vs-cp 1 3" "tools/bench/train-vs-torch 1 --steps 3"; do \
+	@for b in $(BENCH_RUN) "tools/bench/convert-vs-cp 1 3" "tools/bench/train-vs-torch 1 --steps 3"; do \
 	  echo "== $$b"; BUILD=$(OUT) $$b || exit 1; done
 
 # Fuzzers are built with clang, beside everything else; warnings are the other builds' business. OpenMP is off in them

@@ -11,7 +11,7 @@ CUDA_HOME   := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIB    := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/$(MACHINE)-linux/lib $(CUDA_HOME)/lib /usr/lib/$(MULTIARCH)))
 CUDA_CFLAGS := -DGQAKIT_CUDA
 CUDA_LIBS    = -L$(CUDA_LIB) -lcudart_static -lstdc++ -ldl -lrt
-NVCC_FLAGS  := -std=c++17 -O3 -lineinfo -I. -DGQAKIT_CUDA -DGQAKIT_CUDA_LIB='"$(CUDA_LIB)"' -Xcompiler -Wall,-Wextra,-Wno-unused-parameter -Xptxas -v,--warn-on-spills
+NVCC_FLAGS  := -std=c++17 -O3 -lineinfo --compress-mode=size -I. -DGQAKIT_CUDA -DGQAKIT_CUDA_LIB='"$(CUDA_LIB)"' -Xcompiler -Wall,-Wextra,-Wno-unused-parameter -Xptxas -v,--warn-on-spills
 CUDA_SRC    := $(wildcard kernels/cuda/*.cu)
 CUDA_PARTS  := $(CUDA_SRC:%.cu=$(OUT)/obj/%.o)
 CUDA_OBJ    := $(OUT)/obj/kernels/cuda/all.o
