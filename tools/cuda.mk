@@ -29,7 +29,7 @@ $(CUDA_OBJ): $(CUDA_PARTS)
 	$(Q)$(CC) -r -nostdlib -o $@ $^
 
 # Tests of the kernels on a real GPU; tests/device/link_simt.c makes the same tests run in the executor.
-DEVICE_TESTS := $(patsubst tests/device/test_%.c,%,$(wildcard tests/device/test_*.c))
+DEVICE_TESTS := $(patsubst tests/device/test_%.c,%,$(filter-out tests/device/test_simt%,$(wildcard tests/device/test_*.c)))
 DEVICE_CASE  := $(filter-out tests/device/test_% tests/device/link_%,$(wildcard tests/device/*.c))
 CUDA_TESTS   := $(DEVICE_TESTS:%=$(OUT)/tests/cuda_%)
 $(OUT)/tests/cuda_%: $(OUT)/obj/tests/device/test_%.o $(DEVICE_CASE:%.c=$(OUT)/obj/%.o) $(OUT)/obj/tests/device/link_cuda.o $(OUT)/libtests.a $(LIB)

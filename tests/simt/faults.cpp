@@ -53,16 +53,23 @@ const char *source_of(uint32_t where)
     return out;
 }
 
-void fault(enum simt_fault_kind kind, struct fiber *who, const char *format, ...)
+int fault_prints(enum simt_fault_kind kind, const struct fiber *who)
 {
-    counts[kind]++;
     if (quiet || printed[kind] == PRINTED_PER_KIND)
-        return;
+        return 0;
     const uint32_t where = where_now(who);
     for (int i = 0; i < printed[kind]; i++)
         if (printed_where[kind][i] == where)
-            return;
-    printed_where[kind][printed[kind]++] = where;
+            return 0;
+    return 1;
+}
+
+void fault(enum simt_fault_kind kind, struct fiber *who, const char *format, ...)
+{
+    counts[kind]++;
+    if (!fault_prints(kind, who))
+        return;
+    printed_where[kind][printed[kind]++] = where_now(who);
     char sentence[1600];
     va_list list;
     va_start(list, format);
@@ -71,7 +78,7 @@ void fault(enum simt_fault_kind kind, struct fiber *who, const char *format, ...
     fprintf(stderr, "simt: %s in %s", kind_names[kind], now.name != NULL ? now.name : "host code");
     if (who != NULL)
         fprintf(stderr, ", block (%u,%u,%u), thread (%u,%u,%u) = warp %d lane %d, %s%s%s", now.block_index.x, now.block_index.y, now.block_index.z,
-                who->x, who->y, who->z, who->warp, who->lane, source_of(where), access_pc == NULL && who->file != NULL ? " of " : "",
+                who->x, who->y, who->z, who->warp, who->lane, source_of(where_now(who)), access_pc == NULL && who->file != NULL ? " of " : "",
                 access_pc == NULL && who->file != NULL ? who->file : "");
     fprintf(stderr, ": %s\n", sentence);
 }

@@ -67,17 +67,22 @@ static const char *verb(unsigned flags) { return flags & ATOMIC ? "atomic" : fla
 
 static void report(struct fiber *who, const struct record *r, const void *p, size_t bytes, unsigned flags)
 {
+    const enum simt_fault_kind kind = flags_of(r) & PENDING ? SIMT_ASYNC : SIMT_RACE;
+    if (!fault_prints(kind, who)) {
+        fault(kind, who, "-");
+        return;
+    }
     char other[64];
     const int first = r->warp * SIMT_LANES + (r->lanes != 0 ? __builtin_ctz(r->lanes) : 0);
     if (r->warp == SIMT_WARPS)
         snprintf(other, sizeof other, "an asynchronous copy");
     else
         snprintf(other, sizeof other, "thread %d%s", first, (r->lanes & (r->lanes - 1)) != 0 ? " and others" : "");
-    if ((flags_of(r) | flags) & PENDING && flags_of(r) & PENDING)
-        fault(SIMT_ASYNC, who, "%s of %zu bytes at %s, where an asynchronous %s of %s (%s) has not been waited for", verb(flags), bytes, place(p),
+    if (kind == SIMT_ASYNC)
+        fault(kind, who, "%s of %zu bytes at %s, where an asynchronous %s of %s (%s) has not been waited for", verb(flags), bytes, place(p),
               verb(flags_of(r)), other, source_of(r->where));
     else
-        fault(SIMT_RACE, who, "%s of %zu bytes at %s: not ordered after the %s of %s (%s)", verb(flags), bytes, place(p), verb(flags_of(r)), other,
+        fault(kind, who, "%s of %zu bytes at %s: not ordered after the %s of %s (%s)", verb(flags), bytes, place(p), verb(flags_of(r)), other,
               source_of(r->where));
 }
 
@@ -133,7 +138,7 @@ static void access_cell(struct fiber *who, struct cell *c, unsigned mask, unsign
             reported = 1;
         }
         if ((flags & ASYNC) && !(flags & WRITE) && (rf & WRITE) && !(rf & (ASYNC | PENDING)) && !reported && r->warp < SIMT_WARPS && !fenced(r)) {
-            fault(SIMT_ASYNC, who, "an asynchronous unit reads %s, written by ordinary stores (%s) without fence_async_shared", place(p), source_of(r->where));
+            fault(SIMT_ASYNC, who, "an asynchronous unit reads %s, written by ordinary stores (%s) without fence_async_shared", place(p), fault_prints(SIMT_ASYNC, who) ? source_of(r->where) : "");
             reported = 1;
         }
         int drop = 0;

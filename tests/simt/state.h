@@ -64,6 +64,8 @@ void shadow_global(struct fiber *who, uint64_t *cells, size_t offset, size_t byt
 void async_block_begin();
 
 /* faults.cpp */
+/* Will a fault of this kind be printed here? If not, there is no need to put its sentence together. */
+int fault_prints(enum simt_fault_kind kind, const struct fiber *who);
 const char *source_of(uint32_t where); /* WHERE_LINE | line, or an offset into the program */
 uint32_t where_now(const struct fiber *who);
 #define WHERE_LINE 0x80000000u
