@@ -1,7 +1,7 @@
 /* Decode attention by ordinary multiply-adds, for an f32 cache or f32 queries (bf16 over bf16 is decode_mma.cu's, for any number of rows).
  * A row of K or V is spread over the least power of two of lanes that covers it in pieces of 8; every such group of lanes walks positions
  * of its own with its own maximum, sum and O in registers, and reads AHEAD positions before it computes: 128 bytes in flight per
- * thread, 64 KiB per SM at two blocks. Shuffles make it slower per position than the tensor cores; an f32 cache is for checks. */
+ * thread (64 for four rows over bf16: registers), 64 KiB per SM at two blocks. Shuffles make it slower per position than the tensor cores; an f32 cache is for checks. */
 #include "decode.cuh"
 
 namespace CUDA_NS {
@@ -16,7 +16,7 @@ __host__ __device__ __forceinline__ int part_floats(int NR, int W) { return NR *
 /* grid (splits, row blocks, B * G); NR rows. lanes: power of two, lanes * 8 >= W. */
 template <class C, int NR> __global__ void __launch_bounds__(THREADS, 2) decode_vector_k(decode_problem p, int lanes)
 {
-    const int AHEAD = sizeof(C) == 2 ? 4 : 2;
+    const int AHEAD = sizeof(C) == 2 && NR == 1 ? 4 : 2;
     SMEM(float, parts);
     const int split = blockIdx.x, n0 = (int)blockIdx.y * NR, b = blockIdx.z / p.G, g = blockIdx.z % p.G;
     const int d = (threadIdx.x & (lanes - 1)) * 8, group = threadIdx.x / lanes, groups = THREADS / lanes;
