@@ -203,8 +203,8 @@ static void report_deadlock()
         used += (size_t)snprintf(text + used, sizeof text - used, "%s%d thread%s (first %d) wait%s for %s at line %d", used > 0 ? "; " : "", count,
                                  count == 1 ? "" : "s", i, count == 1 ? "s" : "", f->waits_for, f->line);
     }
+    sm90_deadlock(text, sizeof text);
     fault(SIMT_DEADLOCK, first, "%d of %d threads have returned; %s", now.n_done, now.n_threads, text);
-    sm90_deadlock();
 }
 
 static enum code run_block()

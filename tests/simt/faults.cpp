@@ -23,18 +23,22 @@ uint32_t where_now(const struct fiber *who)
     return who != NULL ? WHERE_LINE | (uint32_t)who->line : 0;
 }
 
-/* A plain access is known by its code address: binutils' addr2line, which comes with g++, says the line. */
+/* A plain access is known by its code address: binutils' addr2line, which comes with g++, says the line. Remembered, since one wide
+ * access may be at fault in every word. */
 const char *source_of(uint32_t where)
 {
-    static char text[4][256];
-    static int turn;
-    char *out = text[turn++ & 3];
+    static struct { uint32_t where; char text[256]; } known[64];
+    char *out = known[where % 64].text;
+    const size_t size = sizeof known[0].text;
+    if (known[where % 64].where == where && out[0] != 0)
+        return out;
+    known[where % 64].where = where;
     if (where & WHERE_LINE) {
-        snprintf(out, sizeof text[0], "line %u", where & ~WHERE_LINE);
+        snprintf(out, size, "line %u", where & ~WHERE_LINE);
         return out;
     }
+    snprintf(out, size, "program+0x%x", where);
     char command[160], line[512];
-    snprintf(out, sizeof text[0], "program+0x%x", where);
     snprintf(command, sizeof command, "addr2line -i -e /proc/%d/exe 0x%x 2>/dev/null", (int)getpid(), where);
     FILE *f = popen(command, "r");
     if (f == NULL)
@@ -44,8 +48,8 @@ const char *source_of(uint32_t where)
     for (int i = 0; i < 3 && fgets(line, sizeof line, f) != NULL && line[0] != '?'; i++) {
         line[strcspn(line, " \n")] = 0;
         const char *slash = strrchr(line, '/');
-        used += (size_t)snprintf(out + used, used < sizeof text[0] ? sizeof text[0] - used : 0, "%s%s", i > 0 ? " < " : "", slash != NULL ? slash + 1 : line);
-        if (used >= sizeof text[0])
+        used += (size_t)snprintf(out + used, used < size ? size - used : 0, "%s%s", i > 0 ? " < " : "", slash != NULL ? slash + 1 : line);
+        if (used >= size)
             break;
     }
     while (fgets(line, sizeof line, f) != NULL) {}

@@ -124,13 +124,14 @@ void sm90_barriers_end()
     made = 0;
 }
 
-void sm90_deadlock()
+void sm90_deadlock(char *text, size_t size)
 {
-    for (int i = 0; i < made; i++) {
+    size_t used = strlen(text);
+    for (int i = 0; i < made && used < size - 1; i++) {
         struct mbarrier *b = &table[i];
         if (b->waiters.head != NULL)
-            fprintf(stderr, "  mbarrier %s, phase %u (parity %u): %u of %u arrivals missing, %lld announced bytes missing, %lld in flight\n",
-                    place(shared(b->address)), b->phase, b->phase & 1, b->pending, b->count, (long long)(b->tx - b->in_flight), (long long)b->in_flight);
+            used += (size_t)snprintf(text + used, size - used, "; mbarrier %s in phase %u (parity %u) lacks %u of %u arrivals and %lld announced bytes",
+                                     place(shared(b->address)), b->phase, b->phase & 1, b->pending, b->count, (long long)(b->tx - b->in_flight));
     }
 }
 

@@ -30,8 +30,8 @@ struct sm90_landing {
 /* Adds a copy in flight to the barrier, or reports that there is none and returns 0. */
 int sm90_barrier_track(uint32_t bar, struct sm90_landing *l);
 
-/* For the report of a deadlock: the mbarriers that threads wait for. */
-void sm90_deadlock();
+/* Appends the mbarriers that threads wait for to the report of a deadlock. */
+void sm90_deadlock(char *text, size_t size);
 
 /* 1 on a device of generation 90; else reports. Every wrapper asks. */
 int sm90_here(const char *what, const char *file, int line);

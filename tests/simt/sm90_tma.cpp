@@ -332,7 +332,7 @@ void sm90_bulk_end()
             struct bulk *b = t->first;
             t->first = b->next;
             if (b->tokens > 0) {
-                at(b->file, b->line);
+                b->who->file = b->file, b->who->line = b->line;
                 fault(SIMT_ASYNC, b->who, "the block ended before this bulk copy had read shared memory (%s)",
                       b->group < t->committed ? "bulk_wait_read<0>" : "no bulk_commit");
             }
