@@ -132,7 +132,6 @@ static enum code matmul_check(struct view c, struct view a, struct view b, struc
 enum code cuda_matmul(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int trans_a, int trans_b, float alpha,
                       float beta)
 {
-    (void)dev;
     TRY(matmul_check(c, a, b, bias, trans_a, trans_b));
     const int64_t M = c.n[0], N = c.n[1], K = a.n[trans_a ? 0 : 1];
     if (M == 0 || N == 0)
@@ -156,7 +155,7 @@ enum code cuda_matmul(struct device *dev, struct view c, struct view a, struct v
             float v = alpha * sum[j];
             if (beta != 0)
                 v += beta * (c.dtype == DT_BF16 ? f32_from_bf16(((uint16_t *)row)[j]) : ((float *)row)[j]);
-            if (bias.p != NULL)
+            if (bias.p != NULL && c.dtype == DT_F32)
                 v += ((const float *)bias.p)[j];
             if (c.dtype == DT_BF16)
                 ((uint16_t *)row)[j] = bf16_from_f32(v);
@@ -165,7 +164,9 @@ enum code cuda_matmul(struct device *dev, struct view c, struct view a, struct v
         }
     }
     free(x), free(y), free(sum);
-    return good ? OK : fail(ERR_DEVICE, "matmul: an argument is not in device memory");
+    if (!good)
+        return fail(ERR_DEVICE, "matmul: an argument is not in device memory");
+    return bias.p != NULL && c.dtype == DT_BF16 ? bias_add(dev, c, bias) : OK; /* as matmul.cu does */
 }
 
 template <class F> struct missing;

@@ -236,7 +236,8 @@ void shadow_global(struct fiber *who, uint64_t *global_cells, size_t offset, siz
         const uint64_t v = global_cells[g];
         if (v != 0 && (v >> 1 & mask) != 0 && !(v & 1 && flags & ATOMIC)) {
             const int other = (int)(v >> 5 & 1023);
-            if (other != who->index && (uint32_t)(v >> 32) >= who->clock.gen[other / SIMT_LANES] &&
+            /* A thread that this block has not wrote in an earlier launch. */
+            if (other != who->index && other < now.n_threads && (uint32_t)(v >> 32) >= who->clock.gen[other / SIMT_LANES] &&
                 !lane_knows(&who->clock, other / SIMT_LANES, (uint32_t)(v >> 32), other % SIMT_LANES, (uint16_t)(v >> 16)))
                 fault(SIMT_RACE, who, "%s of %zu bytes in device memory: not ordered after the %s of thread %d of the same block", verb(flags), bytes,
                       v & 1 ? "atomic" : "write", other);
