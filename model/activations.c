@@ -127,6 +127,7 @@ void activations_carve(struct model *m)
     m->pos = arena_carve(a, i32);
     m->seg = arena_carve(a, i32);
     m->lens = arena_carve(a, (size_t)m->options.cache_B * sizeof(int32_t));
+    m->step = arena_carve(a, (size_t)step_layout(m->options.cache_B, 8).count * sizeof(int32_t));
     m->final_mean = norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
     m->final_rstd = carve_f32(a, N);
     m->logp = carve_f32(a, m->options.B * m->options.T);

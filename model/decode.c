@@ -4,6 +4,7 @@
  * device before it. So a step of one shape (new tokens, logits or none) is run once as it is, then recorded, then repeated by one
  * call: a backend with graphs saves the launches. A backend without them runs the operations as they are called. */
 #include <math.h>
+#include <string.h>
 
 #include "parts.h"
 
@@ -94,8 +95,6 @@ void decode_close(struct model *m)
 static enum code run_cached(struct model *m, enum block_attention how, int64_t B, int64_t T, int want_logits)
 {
     m->env.attention = how;
-    m->env.lens = view_1d(m->lens, DT_I32, B);
-    TRY(m->be->device_copy(m->dev, m->lens, m->host_lens, (size_t)B * sizeof(int32_t)));
     TRY(how == ATTEND_CACHE ? decode_step(m, T, want_logits) : run_step(m, want_logits));
     for (int64_t b = 0; b < B; b++)
         m->host_lens[b] += (int32_t)T;
@@ -112,6 +111,8 @@ enum code model_prefill(struct model *m, const int32_t *ids, int64_t B, int64_t 
         if (m->host_lens[b])
             return fail(ERR_USAGE, "prefill needs an empty cache, sequence %lld has %d positions", (long long)b, m->host_lens[b]);
     TRY(pass_begin(m, B, T, ids, NULL, NULL, NULL));
+    TRY(m->be->device_copy(m->dev, m->lens, m->host_lens, (size_t)B * sizeof(int32_t)));
+    m->env.lens = view_1d(m->lens, DT_I32, B);
     TRY(run_cached(m, ATTEND_PREFILL, B, T, logits != NULL));
     return logits ? logits_to_host(m, B, logits) : OK;
 }
@@ -122,14 +123,37 @@ enum code model_decode(struct model *m, const int32_t *ids, int64_t B, int64_t T
     return logits ? logits_to_host(m, B, logits) : OK;
 }
 
+struct step_layout step_layout(int64_t B, int64_t Tq)
+{
+    int64_t rows = (B * Tq + 15) / 16 * 16;
+    struct step_layout l = {rows, 2 * rows, 2 * rows + B};
+    return l;
+}
+
+/* pass_begin for a step, with one copy. */
+static enum code step_begin(struct model *m, const int32_t *ids, int64_t B, int64_t Tq)
+{
+    struct step_layout l = step_layout(B, Tq);
+    int32_t *host = m->host_step;
+    memcpy(host, ids, (size_t)(B * Tq) * sizeof *host);
+    memcpy(host + l.lens, m->host_lens, (size_t)B * sizeof *host);
+    for (int64_t i = 0; i < B * Tq; i++)
+        host[l.pos + i] = m->host_lens[i / Tq] + (int32_t)(i % Tq);
+    TRY(m->be->device_copy(m->dev, m->step, host, (size_t)l.count * sizeof *host));
+    m->env.B = B;
+    m->env.T = Tq;
+    m->env.ids = view_1d(m->step, DT_I32, B * Tq);
+    m->env.pos = view_1d(m->step + l.pos, DT_I32, B * Tq);
+    m->env.lens = view_1d(m->step + l.lens, DT_I32, B);
+    m->env.seg = view_none();
+    return OK;
+}
+
 enum code model_decode_queue(struct model *m, const int32_t *ids, int64_t B, int64_t Tq, int want_logits)
 {
     TRY(cache_fits(m, B, Tq));
     if (Tq < 1 || Tq > 8)
         return fail(ERR_USAGE, "a decode step takes 1 to 8 tokens per sequence, not %lld", (long long)Tq);
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t j = 0; j < Tq; j++)
-            m->host_pos[b * Tq + j] = m->host_lens[b] + (int32_t)j;
-    TRY(pass_begin(m, B, Tq, ids, m->host_pos, NULL, NULL));
+    TRY(step_begin(m, ids, B, Tq));
     return run_cached(m, ATTEND_CACHE, B, Tq, want_logits != 0);
 }

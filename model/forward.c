@@ -1,6 +1,14 @@
 /* The pass shared by training, scoring, prefill and decode: put the batch on the device, embed, run the blocks. */
 #include "parts.h"
 
+static int one_document_per_row(const int32_t *segments, int64_t B, int64_t T)
+{
+    for (int64_t i = 0; i < B * T; i++)
+        if (segments[i] != segments[i / T * T])
+            return 0;
+    return 1;
+}
+
 enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, const int32_t *positions, const int32_t *segments,
                      const int32_t *targets)
 {
@@ -14,6 +22,8 @@ enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, 
     }
     TRY(m->be->device_copy(m->dev, m->ids, ids, bytes));
     TRY(m->be->device_copy(m->dev, m->pos, positions, bytes));
+    if (segments && !m->activations.host && one_document_per_row(segments, B, T))
+        segments = NULL; /* a GPU's kernels are faster without them */
     if (segments)
         TRY(m->be->device_copy(m->dev, m->seg, segments, bytes));
     if (targets)
@@ -21,6 +31,7 @@ enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, 
     m->env.B = B;
     m->env.T = T;
     m->env.attention = ATTEND_BATCH;
+    m->env.ids = view_1d(m->ids, DT_I32, N);
     m->env.pos = view_1d(m->pos, DT_I32, N);
     m->env.seg = segments ? view_2d(m->seg, DT_I32, B, T) : view_none();
     return OK;
@@ -33,7 +44,7 @@ enum code pass_blocks(struct model *m)
     const struct arch_stack *stack = &a->stack[STACK_DEC];
     int64_t N = e->B * e->T;
     struct view x = act_2d(e, m->keep[0].x, N, a->C), base = view_none();
-    TRY(m->be->embed_fwd(m->dev, x, view_1d(m->ids, DT_I32, N), m->value.embed, m->value.pos, e->pos, (float)a->embed_scale));
+    TRY(m->be->embed_fwd(m->dev, x, e->ids, m->value.embed, m->value.pos, e->pos, (float)a->embed_scale));
     for (int64_t l = 0; l < stack->L; l++) {
         TRY(block_forward(e, &stack->block[l], &m->value.block[l], &m->keep[l], m->kv ? &m->kv[l] : NULL, base, 0));
         base = act_2d(e, m->keep[l].mid, N, a->C);

@@ -17,9 +17,10 @@ static enum code tables_alloc(struct model *m)
     m->keep = calloc(L, sizeof *m->keep);
     m->host_pos = calloc((size_t)m->rows, sizeof *m->host_pos);
     m->host_lens = calloc((size_t)m->options.cache_B + 1, sizeof *m->host_lens);
+    m->host_step = calloc((size_t)step_layout(m->options.cache_B, 8).count + 1, sizeof *m->host_step);
     if (m->options.cache_B > 0 && m->options.cache_S > 0)
         m->kv = calloc(L, sizeof *m->kv);
-    if (!m->value.block || !m->grad.block || !m->keep || !m->host_pos || !m->host_lens || (m->options.cache_B * m->options.cache_S > 0 && !m->kv))
+    if (!m->value.block || !m->grad.block || !m->keep || !m->host_pos || !m->host_lens || !m->host_step || (m->options.cache_B * m->options.cache_S > 0 && !m->kv))
         return fail(ERR_MEMORY, "out of memory for the tables of %zu layers", L);
     return OK;
 }
@@ -71,6 +72,7 @@ static void tables_free(struct model *m)
     free(m->param);
     free(m->host_pos);
     free(m->host_lens);
+    free(m->host_step);
     arch_free(&m->arch);
 }
 

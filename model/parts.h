@@ -54,7 +54,7 @@ struct block_env {
     enum block_attention attention;
     int deterministic;
     enum dtype act; /* of activations: what the backend has beside matrices of this model's type */
-    struct view pos, seg;           /* i32 [N], i32 [B,T]; seg p NULL: one document per row */
+    struct view ids, pos, seg;      /* i32 [N], [N], [B,T]; seg p NULL: one document per row */
     struct view rope_cos, rope_sin; /* f32 [P,r/2]; p NULL: no rotation */
     struct view lens;               /* i32 [B]: cached positions before this pass */
     void *n;       /* [N,C] norm output */
@@ -90,6 +90,7 @@ struct model {
     int64_t positions;       /* P: rows of the rotary tables */
     int32_t *ids, *targets, *pos, *seg, *lens; /* device: [rows] x 4, [cache_B] */
     int32_t *host_pos, *host_lens;             /* mirrors, malloc'ed */
+    int32_t *step, *host_step;                 /* ids, positions and lengths of a decode step in one piece: device, malloc'ed */
     float *final_mean, *final_rstd;            /* device: [rows] */
     float *logp, *logits;                      /* device, on their way to the host: [B*T], [cache_B,V] */
     struct score_sums *sums;                   /* device */
@@ -110,7 +111,10 @@ void activations_carve(struct model *m);
 /* cache.c */
 void cache_carve(struct model *m);
 
-/* decode.c: frees the recorded steps. */
+/* decode.c. Where the parts of a decode step's input lie, in i32: ids at 0, then positions, then lengths, on 64-byte boundaries. */
+struct step_layout { int64_t pos, lens, count; };
+struct step_layout step_layout(int64_t B, int64_t Tq);
+/* Frees the recorded steps. */
 void decode_close(struct model *m);
 
 /* rope_table.c */

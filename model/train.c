@@ -68,7 +68,7 @@ enum code model_forward_backward(struct model *m, const struct batch *b, const f
     announce(m, m->arch.stack[STACK_DEC].L);
     TRY(blocks_backward(m));
     int64_t N = b->B * b->T;
-    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, act_2d(&m->env, m->env.d, N, m->arch.C), view_1d(m->ids, DT_I32, N), m->env.pos,
+    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, act_2d(&m->env, m->env.d, N, m->arch.C), m->env.ids, m->env.pos,
                          (float)m->arch.embed_scale));
     announce(m, -1);
     return OK;
