@@ -36,3 +36,10 @@ $(OUT)/tests/cuda_%: $(OUT)/obj/tests/device/test_%.o $(DEVICE_CASE:%.c=$(OUT)/o
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(ALL_LIBS) -lcmocka
+
+# Kernels that only tests have.
+$(OUT)/obj/tests/simt/%.o: tests/simt/%.cu tools/cuda.mk
+	$(call say,NVCC $<)
+	$(Q)tools/nvcc-cached "$(NVCC_CACHE)" $@ $< -- $(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
+	@grep -E 'warning|C75[0-9][0-9]' $@.ptxas || true
+$(OUT)/tests/cuda_sm90_probe: $(OUT)/obj/tests/simt/probe_sm90.o
