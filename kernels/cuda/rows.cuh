@@ -92,7 +92,7 @@ __device__ __forceinline__ double block_sum_f64(double x, double *part)
         if (threadIdx.x < half)
             part[threadIdx.x] += part[threadIdx.x + half];
     }
-    return part[0]; /* thread 0 wrote it */
+    return threadIdx.x == 0 ? part[0] : 0; /* thread 0 wrote it; the others have not waited for it */
 }
 
 /* Whether rows of this view (the last axis) can be taken in chunks; an absent view never objects. */
