@@ -208,7 +208,7 @@ static enum code bugs(int bug)
     float in[128], out[128];
     for (int i = 0; i < 128; i++)
         in[i] = number();
-    void *x = upload(in, sizeof in), *y = simt_alloc(sizeof out, bug == PROBE_DIVERGENT_RETURN || bug == PROBE_GLOBAL_RACE);
+    void *x = upload(in, sizeof in), *y = simt_alloc(sizeof out, bug == PROBE_DIVERGENT_RETURN || bug == PROBE_GLOBAL_RACE || bug == PROBE_GLOBAL_EARLY_WRITE);
     const enum code code = probe_bugs(case_device(), y, x, bug, 128);
     if (code == OK)
         simt_copy(out, y, sizeof out);
@@ -238,8 +238,10 @@ static void test_seeded_bugs(void **state)
         {PROBE_NAMED_RACE, SIMT_RACE, "a warp that takes no part in a named barrier", 0},
         {PROBE_MANY_READERS, SIMT_RACE, "a write after many reads, ordered after some", 0},
         {PROBE_GLOBAL_RACE, SIMT_RACE, "device memory within a block", 0},
+        {PROBE_GLOBAL_EARLY_WRITE, SIMT_RACE, "device memory written before others have read it", 0},
         {PROBE_ATOMIC_ORDER, -1, "atomics, then a barrier", 0},
         {PROBE_ATOMIC_RACE, SIMT_RACE, "atomics, then a read", 0},
+        {PROBE_PRIVATE_BOUNDS, SIMT_BOUNDS, "beyond a private array", 0},
         {PROBE_SHUFFLE_RETURNED, SIMT_MODEL, "shuffle from a lane that has returned", 0},
         {PROBE_CP_MISALIGNED, SIMT_MISALIGNED, "cp.async from an odd address", 0},
     };

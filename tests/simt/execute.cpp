@@ -1,4 +1,5 @@
 /* Fibers, their switch, the queue of runnable ones, and the launch: blocks in order of blockIdx, each until all its fibers have returned. */
+#include <signal.h>
 #include <stdio.h>
 #include <sys/mman.h>
 
@@ -245,6 +246,48 @@ static enum code refuse(const char *what, size_t found, size_t limit)
     return fail(ERR_DEVICE, "%s: cannot be launched: %s: %zu, the limit is %zu", now.name, what, found, limit);
 }
 
+/* A wild pointer or a stack that grew too far ends the program; say where. Fibers have small stacks, so this one runs on its own. */
+static struct sigaction old_action;
+static void on_segv(int number, siginfo_t *info, void *context)
+{
+    (void)number, (void)context;
+    const char *p = (const char *)info->si_addr;
+    sigaction(SIGSEGV, &old_action, NULL); /* the instruction runs again and meets who was there before */
+    struct fiber *f = current;
+    if (f == NULL)
+        return;
+    fprintf(stderr, "simt: %s: block (%u,%u,%u), thread (%u,%u,%u), after line %d: %s at %p\n", now.name, now.block_index.x, now.block_index.y,
+            now.block_index.z, f->x, f->y, f->z, f->line,
+            p >= f->stack && p < f->stack + 4096 ? "the thread's stack is full (private arrays too large, or recursion)" : "a wild pointer", (const void *)p);
+}
+
+static void catch_segv(int on)
+{
+    static char alternate[65536];
+    if (!on) {
+        sigaction(SIGSEGV, &old_action, NULL);
+        return;
+    }
+    stack_t stack = {};
+    stack.ss_sp = alternate, stack.ss_size = sizeof alternate;
+    sigaltstack(&stack, NULL);
+    struct sigaction action = {};
+    action.sa_sigaction = on_segv;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaction(SIGSEGV, &action, &old_action);
+}
+
+static enum code run_blocks()
+{
+    for (uint32_t z = 0; z < now.grid.z; z++)
+        for (uint32_t y = 0; y < now.grid.y; y++)
+            for (uint32_t x = 0; x < now.grid.x; x++) {
+                now.block_index = {x, y, z};
+                TRY(run_block());
+            }
+    return OK;
+}
+
 static void order_from_environment()
 {
     if (order_mode != 0)
@@ -292,11 +335,8 @@ enum code simt_launch(int arch, size_t smem_max, const char *name, dim3 grid, di
         return refuse("blocks along y or z", grid.y > grid.z ? grid.y : grid.z, 65535);
     now.n_threads = (int)n;
     now.n_warps = (now.n_threads + SIMT_LANES - 1) / SIMT_LANES;
-    for (uint32_t z = 0; z < grid.z; z++)
-        for (uint32_t y = 0; y < grid.y; y++)
-            for (uint32_t x = 0; x < grid.x; x++) {
-                now.block_index = {x, y, z};
-                TRY(run_block());
-            }
-    return OK;
+    catch_segv(1);
+    const enum code code = run_blocks();
+    catch_segv(0);
+    return code;
 }

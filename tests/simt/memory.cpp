@@ -1,6 +1,6 @@
 /* Memory of the modelled device. Two address ranges are reserved once: shared memory (one block's, with guards) and device memory
  * (allocations one after the other, never at the same place again). Guards are ordinary pages, so that a faulty kernel goes on after
- * the report. Device memory has a byte of state for each byte, and 8 bytes per 4 for the last write (shadow.cpp); pages of the
+ * the report. Device memory has a byte of state for each byte, and 16 bytes per 4 for the last write and read (shadow.cpp); pages of the
  * shadow exist only where it was touched. */
 #include <stdio.h>
 #include <sys/mman.h>
@@ -23,7 +23,7 @@ const void *access_pc;
 static uint8_t shared_state[SIMT_SHARED_MAX + 16];
 static char *global;           /* device memory */
 static uint8_t *global_state;  /* by byte */
-static uint64_t *global_cells; /* by 4 bytes */
+static uint64_t *global_cells; /* two by 4 bytes */
 static size_t global_used = GLOBAL_GUARD;
 static struct allocation *allocations;
 static size_t n_allocations, max_allocations;
@@ -41,7 +41,7 @@ static void reserve()
         return;
     global = (char *)map(GLOBAL_BYTES);
     global_state = (uint8_t *)map(GLOBAL_BYTES);
-    global_cells = (uint64_t *)map(GLOBAL_BYTES * 2);
+    global_cells = (uint64_t *)map(GLOBAL_BYTES * 4);
     char *s = (char *)map(2 * SHARED_GUARD + (1 << 20));
     shared_memory = (char *)(((uintptr_t)s + SHARED_GUARD + 1023) & ~(uintptr_t)1023);
 }
@@ -215,7 +215,7 @@ void simt_free(void *p)
         const size_t at = (size_t)(a->p - global), end = (at + a->bytes + 4095) & ~(size_t)4095;
         madvise(global + at, end - at, MADV_DONTNEED);
         madvise(global_state + at, end - at, MADV_DONTNEED);
-        madvise(global_cells + at / 4, (end - at) * 2, MADV_DONTNEED);
+        madvise(global_cells + at / 2, (end - at) * 4, MADV_DONTNEED);
         return;
     }
     CHECK(!"simt_free: not an allocation");

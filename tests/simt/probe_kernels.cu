@@ -200,6 +200,11 @@ __global__ void bugs_k(float *out, const float *in, int bug, int n)
         x += out[(t + 32) % (int)blockDim.x];
         __syncthreads();
     }
+    if (bug == PROBE_GLOBAL_EARLY_WRITE) {
+        x += out[(t + 32) % (int)blockDim.x];
+        out[t] = x;
+        __syncthreads();
+    }
     if (bug == PROBE_ATOMIC_ORDER) {
         if (t == 0)
             s[0] = 0.0f;
@@ -211,6 +216,11 @@ __global__ void bugs_k(float *out, const float *in, int bug, int n)
     if (bug == PROBE_ATOMIC_RACE) {
         atomicAdd(&s[0], 1.0f);
         x = s[0];
+    }
+    if (bug == PROBE_PRIVATE_BOUNDS) {
+        float own[4] = {x, x, x, x};
+        own[(t + bug) % 4] = 0.0f;
+        x += own[t % 5]; /* 4 is beyond */
     }
     if (bug == PROBE_SHUFFLE_RETURNED) {
         if (t % 32 == 31)

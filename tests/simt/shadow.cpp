@@ -2,7 +2,7 @@
  * their time (generation, lane clock). A write drops the records of the bytes it covers (a later access in conflict with them is
  * in conflict with the write as well, or they were reported already); a read drops the reads it is ordered after. So the list holds
  * the last writes and every read since that is still unordered: no race between accesses that happened is missed.
- * Device memory: for every 4 bytes the last write alone (a write after a read is not judged there). */
+ * Device memory: for every 4 bytes the last write and the last read of a block alone, so some races there are missed. */
 #include "state.h"
 
 namespace simt {
@@ -223,28 +223,36 @@ void shadow_finish(const struct token *t, size_t offset, int warp, unsigned lane
     }
 }
 
-/* gen 32 | tick 16 | thread 10 | bytes 4 | atomic 1, from the top; 0: never written. */
+/* A cell of device memory is two events, the last write and the last read. An event: gen 32 | tick 16 | thread 10 | bytes 4 | atomic 1,
+ * from the top; 0: none. */
+static int event_races(uint64_t v, const struct fiber *who, unsigned mask, unsigned flags)
+{
+    if ((v >> 1 & mask) == 0 || (v & 1 && flags & ATOMIC))
+        return 0;
+    const int other = (int)(v >> 5 & 1023), warp = other / SIMT_LANES;
+    if (other >= now.n_threads) /* of an earlier block, as everything is that who's clock has passed */
+        return 0;
+    return other != who->index && (uint32_t)(v >> 32) >= who->clock.gen[warp] &&
+           !lane_knows(&who->clock, warp, (uint32_t)(v >> 32), other % SIMT_LANES, (uint16_t)(v >> 16));
+}
+
 void shadow_global(struct fiber *who, uint64_t *global_cells, size_t offset, size_t bytes, unsigned flags)
 {
     const size_t first = offset / 4, last = (offset + bytes - 1) / 4;
+    const uint64_t me = (uint64_t)who->clock.gen[who->warp] << 32 | (uint64_t)who->tick << 16 | (uint64_t)who->index << 5 | (flags & ATOMIC ? 1u : 0u);
     for (size_t g = first; g <= last; g++) {
         unsigned mask = 15;
         if (g == first)
             mask &= 15u << (offset & 3);
         if (g == last)
             mask &= 15u >> (3 - ((offset + bytes - 1) & 3));
-        const uint64_t v = global_cells[g];
-        if (v != 0 && (v >> 1 & mask) != 0 && !(v & 1 && flags & ATOMIC)) {
-            const int other = (int)(v >> 5 & 1023);
-            /* A thread that this block has not wrote in an earlier launch. */
-            if (other != who->index && other < now.n_threads && (uint32_t)(v >> 32) >= who->clock.gen[other / SIMT_LANES] &&
-                !lane_knows(&who->clock, other / SIMT_LANES, (uint32_t)(v >> 32), other % SIMT_LANES, (uint16_t)(v >> 16)))
-                fault(SIMT_RACE, who, "%s of %zu bytes in device memory: not ordered after the %s of thread %d of the same block", verb(flags), bytes,
-                      v & 1 ? "atomic" : "write", other);
-        }
-        if (flags & WRITE)
-            global_cells[g] = (uint64_t)who->clock.gen[who->warp] << 32 | (uint64_t)who->tick << 16 | (uint64_t)who->index << 5 | (uint64_t)mask << 1 |
-                              (flags & ATOMIC ? 1u : 0u);
+        uint64_t *cell = global_cells + 2 * g;
+        const uint64_t v = cell[0] != 0 && event_races(cell[0], who, mask, flags) ? cell[0]
+                           : flags & WRITE && cell[1] != 0 && event_races(cell[1], who, mask, flags) ? cell[1] : 0;
+        if (v != 0)
+            fault(SIMT_RACE, who, "%s of %zu bytes in device memory: not ordered after the %s of thread %d of the same block", verb(flags), bytes,
+                  v == cell[1] ? "read" : v & 1 ? "atomic" : "write", (int)(v >> 5 & 1023));
+        cell[flags & WRITE ? 0 : 1] = me | (uint64_t)mask << 1;
     }
 }
 

@@ -34,9 +34,14 @@ $(OUT)/tests/simt_%: $(OUT)/obj/tests/device/test_%.o $(SIMT_CASE:%.c=$(OUT)/obj
 	$(call say,LD $@)
 	$(Q)$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(ALL_LIBS) -lcmocka -lstdc++
 
-.PHONY: simt
+.PHONY: simt simt-orders
 simt: $(SIMT_TESTS) $(CANARY) ## the CUDA kernels on the CPU: builds and runs build/tests/simt_*
 	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) tools/run-tests $(notdir $(SIMT_TESTS))
+
+# Values and faults must not depend on the order of threads, nor on when copies land.
+simt-orders: $(SIMT_TESTS) $(CANARY) ## make simt with the threads of a block in other orders, copies landing early
+	@for order in reverse random:1 random:2; do echo "== threads $$order, copies early"; GQAKIT_SIMT_ORDER=$$order GQAKIT_SIMT_ASYNC=early \
+	  BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) tools/run-tests $(notdir $(SIMT_TESTS)) || exit 1; done
 
 $(OUT)/obj/tests/device/%.o: ALL_CFLAGS += -Itests/simt
 -include $(SIMT_OBJ:.o=.d)
