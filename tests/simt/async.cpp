@@ -39,7 +39,8 @@ struct token *begin(struct fiber *who, void *p, size_t bytes, unsigned flags, si
     return t;
 }
 
-static uint16_t landings[SIMT_LANES]; /* per queue, in this block */
+static uint32_t gen;                    /* of asynchronous units */
+static uint16_t landings[SIMT_LANES]; /* per queue, in this generation */
 
 void finish(struct token *t, struct clock *into, int queue)
 {
@@ -48,9 +49,11 @@ void finish(struct token *t, struct clock *into, int queue)
     else if (into == NULL)
         shadow_finish(t, offset, current->warp, 1u << current->lane, current->clock.gen[current->warp], current->tick);
     else {
-        const uint32_t gen = fibers[0].clock.gen[SIMT_WARPS];
         const int q = queue & (SIMT_LANES - 1);
-        CHECK(landings[q] < UINT16_MAX);
+        if (landings[q] == UINT16_MAX) { /* a new generation: what landed before it counts as known to who acquires anything later */
+            memset(landings, 0, sizeof landings);
+            gen = generation_new();
+        }
         landings[q]++;
         shadow_finish(t, offset, SIMT_WARPS, 1u << q, gen, landings[q]);
         static struct clock done;
@@ -73,6 +76,7 @@ static void drop(struct async_state *a)
 void async_block_begin()
 {
     memset(landings, 0, sizeof landings);
+    gen = fibers[0].clock.gen[SIMT_WARPS];
     for (int i = 0; i < now.n_threads; i++)
         if (fibers[i].async != NULL)
             drop(fibers[i].async);

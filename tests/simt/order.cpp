@@ -103,6 +103,8 @@ void meet(struct fiber *const *who, int n, const struct clock *extra)
         clock_copy(&who[i]->clock, &all);
 }
 
+uint32_t generation_new() { return ++highest; }
+
 void order_block_begin()
 {
     highest++;

@@ -32,6 +32,7 @@ uint32_t random_next();
 
 /* order.cpp */
 void order_block_begin(); /* new generations, above all earlier ones */
+uint32_t generation_new(); /* one above all in use */
 /* The fibers meet: each learns what all of them and *extra (NULL: nothing) know. */
 void meet(struct fiber *const *who, int n, const struct clock *extra);
 static inline int lane_knows(const struct clock *c, int warp, uint32_t gen, int lane, uint16_t tick)
