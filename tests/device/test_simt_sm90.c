@@ -205,6 +205,8 @@ static void test_gemm_bugs(void **state)
     (void)state;
     static const struct { const char *what; enum sm90_bug bug; unsigned kinds; } all[] = {
         {"no wait for the stage", BUG_NO_FULL_WAIT, KIND(ASYNC) | KIND(UNINITIALISED)},
+        {"one warp does not wait for the stage", BUG_WARP_NO_WAIT, KIND(ASYNC) | KIND(RACE) | KIND(UNINITIALISED)},
+        {"ordinary stores before a bulk load, no fence", BUG_LOAD_NO_FENCE, KIND(ASYNC)},
         {"stage released before wgmma_wait", BUG_EARLY_RELEASE, KIND(ASYNC) | KIND(RACE)},
         {"no wgmma_wait", BUG_NO_WGMMA_WAIT, KIND(ASYNC)},
         {"one wgmma_wait too lax", BUG_FEW_WGMMA_WAIT, KIND(ASYNC)},

@@ -47,6 +47,8 @@ __global__ void __launch_bounds__(128 + 128 * CONSUMERS, 1) gemm(float *out, con
     const uint32_t base = smem_addr(smem) + (BUG(BUG_BASE_MISALIGNED) ? 128u : 0u);
     const uint32_t full = smem_addr(smem) + STAGES * stage_bytes + 1024, empty = full + 8 * STAGES;
     const int t = (int)threadIdx.x, group = t / 128, tiles = (k + SW / 2 - 1) / (SW / 2), row = (int)blockIdx.x * 64 * CONSUMERS;
+    if (BUG(BUG_LOAD_NO_FENCE))
+        smem[t] = 0;
     if (t == 0 && !BUG(BUG_NO_INIT)) {
         for (int s = 0; s < STAGES; s++) {
             mbarrier_init(full + 8 * (uint32_t)s, 1);
@@ -97,7 +99,7 @@ __global__ void __launch_bounds__(128 + 128 * CONSUMERS, 1) gemm(float *out, con
                     fragments[step][r] = x < m && y < k ? *reinterpret_cast<const uint32_t *>(a + (int64_t)x * k + y) : 0u;
                 }
         }
-        if (!BUG(BUG_NO_FULL_WAIT))
+        if (!BUG(BUG_NO_FULL_WAIT) && !(BUG(BUG_WARP_NO_WAIT) && t / 32 == 6))
             mbarrier_wait(full + 8 * s, (uint32_t)(i / STAGES & 1));
         wgmma_fence();
         if (!(BUG(BUG_ONE_WARP_MISSING) && t < 32)) {

@@ -12,6 +12,7 @@ extern "C" {
 enum sm90_bug {
     BUG_NONE,
     BUG_NO_FULL_WAIT,     /* the consumer does not wait for its stage */
+    BUG_WARP_NO_WAIT,     /* ... one warp of eight does not */
     BUG_EARLY_RELEASE,    /* the stage is released before wgmma_wait */
     BUG_NO_WGMMA_WAIT,    /* the accumulators are read without wgmma_wait */
     BUG_FEW_WGMMA_WAIT,   /* wgmma_wait<1> where <0> is needed */
@@ -26,6 +27,7 @@ enum sm90_bug {
     BUG_BASE_MISALIGNED,  /* stages begin 128 bytes off the swizzle's pattern */
     BUG_GROW_TOO_FAR,     /* registers_grow asks for more than the block has */
     BUG_NO_FENCE_ASYNC,   /* ordinary stores are read by a bulk copy or wgmma without fence_async_shared */
+    BUG_LOAD_NO_FENCE,    /* a bulk load into bytes that ordinary stores wrote, without fence_async_shared */
     BUG_NO_READ_WAIT,     /* the source of a bulk store is overwritten without bulk_wait_read */
     BUG_NO_END_WAIT,      /* the block ends with a bulk store in flight */
     BUG_NO_COMMIT,        /* ... that was never committed */

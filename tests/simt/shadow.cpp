@@ -52,7 +52,7 @@ static int known(const struct record *r, const struct fiber *f)
     return 1;
 }
 
-/* Ordinary writes must be fenced before an asynchronous unit reads them. */
+/* Ordinary writes must be fenced before an asynchronous unit reads or overwrites them. */
 static int fenced(const struct record *r)
 {
     for (uint32_t lanes = r->lanes; lanes != 0; lanes &= lanes - 1) {
@@ -137,7 +137,7 @@ static void access_cell(struct fiber *who, struct cell *c, unsigned mask, unsign
             report(who, r, p, bytes, flags);
             reported = 1;
         }
-        if ((flags & ASYNC) && !(flags & WRITE) && (rf & WRITE) && !(rf & (ASYNC | PENDING)) && !reported && r->warp < SIMT_WARPS && !fenced(r)) {
+        if ((flags & ASYNC) && (rf & WRITE) && !(rf & (ASYNC | PENDING)) && !reported && r->warp < SIMT_WARPS && !fenced(r)) {
             fault(SIMT_ASYNC, who, "an asynchronous unit reads %s, written by ordinary stores (%s) without fence_async_shared", place(p), fault_prints(SIMT_ASYNC, who) ? source_of(r->where) : "");
             reported = 1;
         }
