@@ -232,6 +232,51 @@ __global__ void bugs_k(float *out, const float *in, int bug, int n)
     out[t] = x;
 }
 
+/* ---- random programs (test_simt_order.c) ---- */
+template <class T> __device__ __forceinline__ int script_access(T *p, int kind)
+{
+    if (kind == PROBE_READ)
+        return *(volatile T *)p;
+    *(volatile T *)p = 1;
+    return 0;
+}
+
+__global__ void script_k(const int32_t *script)
+{
+    SMEM(int, word);
+    const int t = (int)threadIdx.x, warp = t / 32;
+    int sum = 0;
+    word[t] = 0;
+    __syncthreads();
+    for (int phase = 0; phase < PROBE_SCRIPT_PHASES; phase++) {
+        for (int i = 0; i < PROBE_SCRIPT_PER_PHASE; i++, script += PROBE_SCRIPT_THREADS) {
+            const int s = script[t], kind = s & 15, bytes = s >> 4 & 15;
+            char *p = reinterpret_cast<char *>(word + (s >> 12)) + (s >> 8 & 15);
+            if (kind == PROBE_ATOMIC)
+                sum += atomicAdd(reinterpret_cast<int *>(p), 1);
+            else if (kind != PROBE_NOTHING)
+                sum += bytes == 4   ? script_access(reinterpret_cast<int *>(p), kind)
+                       : bytes == 2 ? script_access(reinterpret_cast<short *>(p), kind)
+                                    : script_access(p, kind);
+        }
+        const int how = *script++;
+        if (how == PROBE_SYNC_BLOCK)
+            __syncthreads();
+        else if (how == PROBE_SYNC_WARP)
+            __syncwarp();
+        else if (how == PROBE_SYNC_HALF)
+            __syncwarp(t % 32 < 16 ? 0xffffu : 0xffff0000u);
+        else if (how == PROBE_SYNC_NAMED && warp < 2)
+            named_barrier_sync(1, 64);
+        else if (how == PROBE_SYNC_ARRIVE && warp == 1)
+            named_barrier_sync(2 + phase, 96);
+        else if (how == PROBE_SYNC_ARRIVE)
+            named_barrier_arrive(2 + phase, 96);
+    }
+    if (sum == -1)
+        __trap();
+}
+
 template <int BUG> enum code reduce_run(struct device *dev, float *out, const float *in, int rows, int n)
 {
     return LAUNCH(dev, (reduce_k<BUG>), dim3(1), dim3(128), 16, out, in, rows, n);
@@ -268,6 +313,10 @@ enum code probe_mma(struct device *dev, float *d, const uint32_t *a, const uint3
 enum code probe_bugs(struct device *dev, float *out, const float *in, int bug, int n)
 {
     return LAUNCH(dev, bugs_k, dim3(1), dim3(128), bug == PROBE_SHARED_UNINITIALISED || bug == PROBE_CP_MISALIGNED ? 2048 : 512, out, in, bug, n);
+}
+enum code probe_script(struct device *dev, const int32_t *script)
+{
+    return LAUNCH(dev, script_k, dim3(1), dim3(PROBE_SCRIPT_THREADS), PROBE_SCRIPT_THREADS * 4, script);
 }
 enum code probe_launch(struct device *dev, float *out, const float *in, unsigned grid, unsigned block, size_t smem)
 {

@@ -28,6 +28,15 @@ enum code probe_mma(struct device *dev, float *d, const uint32_t *a, const uint3
 enum code probe_bugs(struct device *dev, float *out, const float *in, int bug, int n);
 enum code probe_launch(struct device *dev, float *out, const float *in, unsigned grid, unsigned block, size_t smem);
 
+/* A random program for 96 threads, i32: for every phase [PER_PHASE, THREADS] accesses (kind | bytes << 4 | first byte << 8 | word << 12),
+ * then how all meet. */
+#define PROBE_SCRIPT_THREADS 96
+#define PROBE_SCRIPT_PHASES 6
+#define PROBE_SCRIPT_PER_PHASE 2
+enum { PROBE_NOTHING, PROBE_READ, PROBE_WRITE, PROBE_ATOMIC };
+enum { PROBE_SYNC_NONE, PROBE_SYNC_BLOCK, PROBE_SYNC_WARP, PROBE_SYNC_HALF, PROBE_SYNC_NAMED, PROBE_SYNC_ARRIVE };
+enum code probe_script(struct device *dev, const int32_t *script);
+
 #ifdef __cplusplus
 }
 #endif
