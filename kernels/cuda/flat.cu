@@ -42,7 +42,7 @@ __device__ __forceinline__ bool finite(double x) { return x - x == 0; }
 
 /* One block. Thread t adds partials t, t + 1024, ...; then a tree: always the same order. */
 __global__ void __launch_bounds__(1024) grad_clip_k(double *norm, float *clip, int32_t *skip, const double *partial, int64_t n, const double *loss_sum,
-                                                    float max_norm)
+                                                    double max_norm)
 {
     SMEM(double, part);
     double sum = 0;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(1024) grad_clip_k(double *norm, float *clip, i
     const bool bad = !finite(root) || !finite(*loss_sum);
     *norm = root;
     *skip = bad;
-    *clip = !bad && max_norm > 0 && root > (double)max_norm ? (float)((double)max_norm / root) : 1.0f;
+    *clip = !bad && max_norm > 0 && root > max_norm ? (float)(max_norm / root) : 1.0f;
 }
 
 /* ---- AdamW ---- */
@@ -253,7 +253,7 @@ enum code cuda_sumsq(struct device *dev, double *partial, const float *x, int64_
 }
 
 enum code cuda_grad_clip(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
-                         const double *loss_sum, float max_norm)
+                         const double *loss_sum, double max_norm)
 {
     return LAUNCH(dev, grad_clip_k, 1, 1024, 1024 * sizeof(double), norm, clip, skip, partial, n_partials, loss_sum, max_norm);
 }
