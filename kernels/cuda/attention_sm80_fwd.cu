@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
             tile_load<W, KEYS, THREADS>(at + shape::K, k, p.k.row, keys.hi - s0 - KEYS, p.D);
         cp_async_commit();
         if (s0 < keys.inner_lo || s0 + KEYS > keys.inner_hi || f.sign != 1.0f)
-            scores_mask(s, p, f.by_r, b, n0 + own, s0, f.sign);
+            scores_mask(s, p, f.by_r, b, n0 + own, s0, f.sign, -INFINITY);
         const uint32_t v_now = address_again(v_at);
         softmax_step(row, s, o, f.scale2, f.grown);
 #pragma unroll

@@ -60,9 +60,9 @@ __device__ __forceinline__ tile_range range_of_keys(const attention_problem &p, 
     return r;
 }
 
-/* Scores s[M][N] of packed rows n + 16 i + .. and keys s0 + 8 j + ..: times `sign` where visible, -inf elsewhere. */
+/* Scores s[M][N] of packed rows n + 16 i + .. and keys s0 + 8 j + ..: times `sign` where visible, `hidden` elsewhere. */
 template <int M, int N>
-__device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention_problem &p, divider by_r, int b, int n, int s0, float sign)
+__device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention_problem &p, divider by_r, int b, int n, int s0, float sign, float hidden)
 {
     const int lane = threadIdx.x & 31, column = (lane & 3) * 2;
     const int32_t *seg_k = p.seg_k != NULL ? p.seg_k + b * p.seg_k_batch : NULL;
@@ -79,7 +79,7 @@ __device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &x = s[i][j][2 * half + e];
-                    x = (unsigned)(8 * j + e - lo) < count ? x * sign : -INFINITY;
+                    x = (unsigned)(8 * j + e - lo) < count ? x * sign : hidden;
                 }
             if (seg_k != NULL) {
                 const int id = p.seg_q[b * p.seg_q_batch + min(t, p.T - 1)];
@@ -88,7 +88,7 @@ __device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention
 #pragma unroll
                     for (int e = 0; e < 2; e++)
                         if (seg_k[min(s0 + column + 8 * j + e, p.S - 1)] != id)
-                            s[i][j][2 * half + e] = -INFINITY;
+                            s[i][j][2 * half + e] = hidden;
             }
         }
 }

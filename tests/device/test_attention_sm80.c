@@ -1,0 +1,59 @@
+/* bf16 attention with mma.sync, as on an A100: every case forward and backward, dQ by addition and in deterministic mode. */
+#include "attention_device_case.h"
+
+#define CAUSAL .causal = 1, .window_left = -1, .window_right = -1
+
+static int open_80(void **state)
+{
+    (void)state;
+    return case_arch(80) ? 0 : (printf("skipped: this GPU is not of the generation of sm_80\n"), exit(0), 0);
+}
+
+static void test_every_case(void **state)
+{
+    (void)state;
+    attention_device_check_all(DT_BF16, 0, ATTENTION_FWD | ATTENTION_BWD, 1, 256);
+}
+
+/* dK and dV come from the same kernel without its dQ product, dQ from its own kernel: one case of each width and kind of mask. */
+static void test_deterministic(void **state)
+{
+    (void)state;
+    const struct attention_device_case cases[] = {
+        {"deterministic", 2, 33, 33, 6, 3, 40, CAUSAL, .strided = 1},
+        {"deterministic", 1, 129, 129, 2, 1, 64, CAUSAL, .documents = 3, .boundary = 64},
+        {"deterministic", 1, 90, 80, 2, 1, 96, .causal = 0, .q_offset = -4, .window_left = 5, .window_right = 9},
+        {"deterministic", 1, 70, 110, 3, 1, 128, CAUSAL, .q_offset = 40, .sharp = 1},
+        {"deterministic", 1, 70, 70, 2, 2, 256, .causal = 1, .window_left = 20, .window_right = -1},
+        {"deterministic, rows seeing nothing", 1, 80, 73, 6, 3, 64, CAUSAL, .q_offset = -40},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        attention_device_check(&cases[i], DT_BF16, 1, ATTENTION_FWD | ATTENTION_BWD);
+}
+
+/* On the reference's O and lse, so that a mistake shared by both passes shows. */
+static void test_backward_alone(void **state)
+{
+    (void)state;
+    const struct attention_device_case c = {"backward alone", 1, 70, 90, 6, 3, 80, .causal = 1, .q_offset = 15, .window_left = 60, .window_right = -1};
+    attention_device_check(&c, DT_BF16, 0, ATTENTION_BWD);
+    attention_device_check(&c, DT_BF16, 1, ATTENTION_BWD);
+}
+
+static void test_repeat(void **state)
+{
+    (void)state;
+    const struct attention_device_case c = {"repeat", 1, 130, 130, 4, 1, 64, CAUSAL};
+    attention_device_check_repeat(&c, DT_BF16);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup(test_every_case, open_80),
+        cmocka_unit_test_setup(test_deterministic, open_80),
+        cmocka_unit_test_setup(test_backward_alone, open_80),
+        cmocka_unit_test_setup(test_repeat, open_80),
+    };
+    return case_main(argc, argv, tests, COUNT_OF(tests));
+}
