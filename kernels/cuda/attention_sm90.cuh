@@ -56,13 +56,17 @@ template <int D, int ROWS> __device__ __forceinline__ void tile_load(uint32_t ti
 
 /* The accumulator of a 64 x N product as the A operand of the next: columns 16 i .. 16 i + 15 are d[8 i .. 8 i + 7], and pairs of
  * them are in the order of the fragment's registers (row g, row g + 8, then the same eight columns on). */
+template <int N> __device__ __forceinline__ void fragment_of(uint32_t (&a)[4], const float (&d)[N], int i)
+{
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+        a[r] = pack_bf16(d[8 * i + 2 * r], d[8 * i + 2 * r + 1]);
+}
 template <int N> __device__ __forceinline__ void fragments_of(uint32_t (&a)[N / 16][4], const float (&d)[N / 2])
 {
 #pragma unroll
     for (int i = 0; i < N / 16; i++)
-#pragma unroll
-        for (int r = 0; r < 4; r++)
-            a[i][r] = pack_bf16(d[8 * i + 2 * r], d[8 * i + 2 * r + 1]);
+        fragment_of(a[i], d, i);
 }
 
 /* Word j of lane t of each four lanes goes to word t of lane j: the four words of a lane become 8 adjacent columns. */

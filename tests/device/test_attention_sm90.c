@@ -37,11 +37,44 @@ static void test_forward_long(void **state)
         attention_device_check(&cases[i], DT_BF16, 0, ATTENTION_FWD);
 }
 
+static void backward(int D_min, int D_max)
+{
+    attention_device_check_all(DT_BF16, 0, ATTENTION_BWD, D_min, D_max);
+    attention_device_check_all(DT_BF16, 1, ATTENTION_BWD, D_min, D_max);
+}
+static void test_backward_64(void **state) { open_sm90(state), backward(1, 64); }
+static void test_backward_96(void **state) { open_sm90(state), backward(65, 96); }
+static void test_backward_128(void **state) { open_sm90(state), backward(97, 128); }
+
+/* More than two stages of queries, and of keys where dQ has a kernel of its own. */
+static void test_backward_long(void **state)
+{
+    const struct attention_device_case cases[] = {
+        {"five query tiles", 1, 600, 70, 1, 1, 64, FULL},
+        {"two heads, two tiles of keys", 1, 200, 200, 2, 1, 128, CAUSAL, .strided = 1, .sharp = 1},
+        {"five query tiles", 1, 300, 140, 2, 1, 96, FULL, .strided = 1},
+        {"many documents", 1, 400, 400, 1, 1, 64, CAUSAL, .documents = 9, .boundary = 200},
+    };
+    open_sm90(state);
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (int deterministic = 0; deterministic < 2; deterministic++)
+            attention_device_check(&cases[i], DT_BF16, deterministic, ATTENTION_FWD | ATTENTION_BWD);
+}
+
+static void test_backward_repeat(void **state)
+{
+    const struct attention_device_case c = {"repeat", 1, 130, 130, 4, 1, 128, CAUSAL};
+    open_sm90(state);
+    attention_device_check_repeat(&c, DT_BF16);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forward_64),  cmocka_unit_test(test_forward_96),   cmocka_unit_test(test_forward_128),
         cmocka_unit_test(test_forward_256), cmocka_unit_test(test_forward_long),
+        cmocka_unit_test(test_backward_64), cmocka_unit_test(test_backward_96),  cmocka_unit_test(test_backward_128),
+        cmocka_unit_test(test_backward_long), cmocka_unit_test(test_backward_repeat),
     };
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
