@@ -129,6 +129,7 @@ template <int D, int M, int C> __device__ __forceinline__ void dq_add(float *to,
         wgmma_ss<C, 1, 1>(dq, a + columns_step<M, 128>(i), b + columns_step<D, 128>(i), i != 0);
     wgmma_commit();
     wgmma_wait<1>();
+    __syncwarp(); /* every lane has read its statistics */
     if ((threadIdx.x & 31) == 0)
         mbarrier_arrive(q_empty), mbarrier_arrive(dout_empty);
     wgmma_wait<0>();
@@ -244,6 +245,7 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
                     dq_add<D, M, 64>(to + dq_index(4 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage), 4 * w);
             } else {
                 wgmma_wait<0>();
+                __syncwarp();
                 if (lane == 0)
                     mbarrier_arrive(bar.q_empty(stage)), mbarrier_arrive(bar.dout_empty(stage));
             }
