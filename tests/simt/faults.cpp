@@ -6,8 +6,6 @@
 
 #include "state.h"
 
-extern "C" char __executable_start;
-
 namespace simt {
 
 static const char *const kind_names[SIMT_FAULT_KINDS] = {"RACE", "OUT OF BOUNDS", "UNINITIALISED", "MISALIGNED", "ASYNC", "DIVERGENT", "DEADLOCK", "LAUNCH", "MODEL"};
@@ -15,13 +13,6 @@ static const char *const kind_names[SIMT_FAULT_KINDS] = {"RACE", "OUT OF BOUNDS"
 static int counts[SIMT_FAULT_KINDS], printed[SIMT_FAULT_KINDS];
 static uint32_t printed_where[SIMT_FAULT_KINDS][PRINTED_PER_KIND];
 static int quiet;
-
-uint32_t where_now(const struct fiber *who)
-{
-    if (access_pc != NULL)
-        return (uint32_t)((const char *)access_pc - &__executable_start - 1) & ~WHERE_LINE; /* of the call, not after it */
-    return who != NULL ? WHERE_LINE | (uint32_t)who->line : 0;
-}
 
 /* A plain access is known by its code address: binutils' addr2line, which comes with g++, says the line. Remembered, since one wide
  * access may be at fault in every word. */

@@ -7,7 +7,7 @@
 
 #include "state.h"
 
-extern "C" char __executable_start, _end;
+extern "C" char _end;
 
 namespace simt {
 

@@ -5,6 +5,8 @@
 #include "executor.h"
 #include "simt.h"
 
+extern "C" char __executable_start; /* of the program, from the linker */
+
 namespace simt {
 
 struct launch_state {
@@ -68,8 +70,13 @@ void async_block_begin();
 /* Will a fault of this kind be printed here? If not, there is no need to put its sentence together. */
 int fault_prints(enum simt_fault_kind kind, const struct fiber *who);
 const char *source_of(uint32_t where); /* WHERE_LINE | line, or an offset into the program */
-uint32_t where_now(const struct fiber *who);
 #define WHERE_LINE 0x80000000u
+static inline uint32_t where_now(const struct fiber *who)
+{
+    if (access_pc != NULL)
+        return (uint32_t)((const char *)access_pc - &__executable_start - 1) & ~WHERE_LINE; /* of the call, not after it */
+    return who != NULL ? WHERE_LINE | (uint32_t)who->line : 0;
+}
 
 } // namespace simt
 #endif
