@@ -83,7 +83,7 @@ __device__ __forceinline__ float block_sum(float x, float *part)
     return x;
 }
 
-/* Sum over a block of a power of two threads, in thread 0. part: one double for each thread. */
+/* Sum over a block of a power of two threads, in thread 0 (0 in the others). part: one double for each thread. */
 __device__ __forceinline__ double block_sum_f64(double x, double *part)
 {
     part[threadIdx.x] = x;
@@ -92,7 +92,7 @@ __device__ __forceinline__ double block_sum_f64(double x, double *part)
         if (threadIdx.x < half)
             part[threadIdx.x] += part[threadIdx.x + half];
     }
-    return threadIdx.x == 0 ? part[0] : 0; /* thread 0 wrote it; the others have not waited for it */
+    return threadIdx.x == 0 ? part[0] : 0; /* thread 0 wrote it */
 }
 
 /* Whether rows of this view (the last axis) can be taken in chunks; an absent view never objects. */

@@ -12,7 +12,11 @@
 namespace CUDA_NS {
 namespace {
 
+#ifdef GQAKIT_SIMT
+#define SCRATCH_BYTES ((int64_t)64 << 10) /* so that small tests have several chunks */
+#else
 #define SCRATCH_BYTES ((int64_t)512 << 20)
+#endif
 #define ROWS_UNIT 128 /* whole tiles of the products */
 #define SUM_THREADS 256
 
