@@ -117,11 +117,11 @@ static void check(const struct shape *a)
     struct view q = view_slice(case_upload(q64, a->type, 4, dims), 2, 0, a->H), whole = case_output(a->type, 4, dims);
     struct attention_args args = {.mask = attention_mask_causal(), .scale = 1.5f / sqrtf((float)a->D)};
     args.mask.window_left = a->window;
-    void *scratch = case_bytes(be->attention_decode_scratch(case_device(), a->B, a->Tq, a->H, a->D, a->S));
     struct view lens_view = case_upload_i32(lens, 1, (int64_t[]){a->B});
-    /* Twice: what the first call leaves in the cache's own words must serve the second. */
+    /* Twice, each time with fresh scratch: what the first call leaves in the cache's own words must serve the second. */
     for (int i = 0; i < 2; i++)
-        assert_ok(be->attention_decode(case_device(), view_slice(whole, 2, 0, a->H), q, &cache, lens_view, &args, a->splits, scratch));
+        assert_ok(be->attention_decode(case_device(), view_slice(whole, 2, 0, a->H), q, &cache, lens_view, &args, a->splits,
+                                       case_bytes(be->attention_decode_scratch(case_device(), a->B, a->Tq, a->H, a->D, a->S))));
     assert_ok(be->device_sync(case_device()));
     case_download(got, whole);
     for (int b = 0; b < a->B; b++) {
@@ -195,6 +195,43 @@ static void test_f32(void **state)
         check(&shapes[i]);
 }
 
+/* Lengths and windows around the edges of a stage of 16 or 32 positions. */
+static void test_edges(void **state)
+{
+    (void)state;
+    for (int len = 13; len < 36; len += len == 17 ? 10 : 1)
+        for (int Tq = 1; Tq <= 2; Tq++) {
+            const int width = Tq == 1 ? 64 : 128;
+            check(&(struct shape){4, Tq, 2, 1, width, 80, -1, 1, BF16, .lens = {len, len + 1, len + 16, len + 32}});
+            check(&(struct shape){4, Tq, 2, 1, width, 80, len - 2, 1, BF16, .lens = {len, len + 1, len + 16, len + 32}});
+        }
+}
+
+/* Lengths that no user should give: nothing outside the cache is read or written, whatever comes out. */
+static void test_wrong_lengths(void **state)
+{
+    (void)state;
+    const struct backend *be = case_backend();
+    static const enum dtype types[] = {DT_F32, DT_BF16};
+    for (int i = 0; i < 2; i++) {
+        struct shape a = {3, 2, 4, 2, 64, 50, -1, 2, types[i], types[i], {0}};
+        struct kv_layer cache = cache_make(&a);
+        double *zeros = room(3 * 50 * 4 * 64, sizeof(double));
+        struct view kv = case_upload(zeros, a.type, 4, (int64_t[]){3, 50, 2, 64}), q = case_upload(zeros, a.type, 4, (int64_t[]){3, 2, 4, 64});
+        struct view start = case_upload_i32((int32_t[]){0, 0, 0}, 1, (int64_t[]){3}), lens = case_upload_i32((int32_t[]){-7, 49, 1 << 30}, 1, (int64_t[]){3});
+        struct view o = case_output(a.type, 4, (int64_t[]){3, 2, 4, 64});
+        struct attention_args args = {.mask = attention_mask_causal(), .scale = 1};
+        void *scratch = case_bytes(be->attention_decode_scratch(case_device(), 3, 2, 4, 64, 50));
+        assert_ok(be->cache_write(case_device(), &cache, kv, kv, start));
+        assert_ok(be->cache_write(case_device(), &cache, view_slice(kv, 1, 0, 2), view_slice(kv, 1, 0, 2), lens));
+        assert_ok(be->attention_decode(case_device(), o, q, &cache, lens, &args, 2, scratch));
+        assert_ok(be->device_sync(case_device()));
+        free(zeros);
+        case_free();
+        assert_int_equal(case_faults(), 0);
+    }
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -222,6 +259,7 @@ static void test_refusals(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_f32), cmocka_unit_test(test_refusals)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_f32), cmocka_unit_test(test_edges),
+                                       cmocka_unit_test(test_wrong_lengths), cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
