@@ -26,7 +26,7 @@ enum code attention_bwd_sm90(struct device *dev, const attention_problem &p)
     if (p.Dp == 96)
         return run<96>(dev, p);
     if (p.Dp == 256)
-        return attention_bwd_sm80(dev, p);
+        return run<256>(dev, p);
     return run<128>(dev, p);
 }
 

@@ -22,133 +22,11 @@
 #ifndef GQAKIT_KERNELS_CUDA_ATTENTION_BWD_SM90_CUH
 #define GQAKIT_KERNELS_CUDA_ATTENTION_BWD_SM90_CUH
 
-#include "attention_dq_sm90.cuh"
+#include "attention_bwd_parts_sm90.cuh"
+#include "attention_bwd_wide_sm90.cuh"
 
 namespace CUDA_NS {
 namespace {
-
-template <int D, bool DQ> struct bwd_shape {
-    static constexpr int M = D == 64 ? 128 : 64, N = 128;
-    static constexpr int kv_bytes = N * D * 2, q_bytes = M * D * 2, ds_bytes = N * M * 2, stats_bytes = 2 * M * 4;
-    static constexpr int k = 0, v = kv_bytes, q = 2 * kv_bytes, dout = q + STAGES * q_bytes, ds = dout + STAGES * q_bytes;
-    static constexpr int stats = ds + (DQ ? 2 * ds_bytes : 0); /* of each stage: log2(e) lse [M], delta [M] */
-    static constexpr int rows = stats + STAGES * stats_bytes;  /* the queries of every key, a key_range each */
-    static constexpr int all = rows + 8 * N, bars = all + 16, smem = bars + 8 * (1 + 5 * STAGES);
-};
-struct bwd_bars {
-    uint32_t base;
-    __device__ __forceinline__ uint32_t kv_full() const { return base; }
-    __device__ __forceinline__ uint32_t q_full(int i) const { return base + 8 * (1 + i); }
-    __device__ __forceinline__ uint32_t q_empty(int i) const { return base + 8 * (1 + STAGES + i); } /* Q and its statistics */
-    __device__ __forceinline__ uint32_t dout_full(int i) const { return base + 8 * (1 + 2 * STAGES + i); }
-    __device__ __forceinline__ uint32_t dout_empty(int i) const { return base + 8 * (1 + 3 * STAGES + i); }
-    __device__ __forceinline__ uint32_t stats_full(int i) const { return base + 8 * (1 + 4 * STAGES + i); }
-};
-
-/* A block's work: keys s0 .. of K/V head g of sequence b. `all`, in shared memory, says which queries these see, of each head of the group. */
-struct bwd_tile { int s0, g, b; };
-__device__ __forceinline__ bwd_tile bwd_tile_of(const attention_problem &p, int tiles, int keys)
-{
-    const int head = blockIdx.x / tiles;
-    bwd_tile tile = {(int)blockIdx.x % tiles * keys, head % p.G, head / p.G};
-    return tile;
-}
-
-template <int D, bool DQ>
-__device__ __forceinline__ void bwd_copy(const attention_problem &p, const tensor_map *q_map, const tensor_map *k_map, const tensor_map *v_map,
-                                         const tensor_map *dout_map, const bwd_tile &tile, const runs &all, uint32_t smem)
-{
-    using shape = bwd_shape<D, DQ>;
-    const bwd_bars bar = {smem + shape::bars};
-    mbarrier_arrive_expect(bar.kv_full(), 2 * shape::kv_bytes);
-    tile_load<D, shape::N>(smem + shape::k, k_map, bar.kv_full(), tile.s0, tile.g, tile.b);
-    tile_load<D, shape::N>(smem + shape::v, v_map, bar.kv_full(), tile.s0, tile.g, tile.b);
-    unsigned step = 0;
-#pragma unroll 1
-    for (int r = 0; r < p.R; r++)
-#pragma unroll 1
-        for (int t0 = all.visit.lo / shape::M * shape::M; t0 < all.visit.hi; t0 += shape::M, step++) {
-            const int stage = stage_of(step);
-            mbarrier_wait(bar.q_empty(stage), parity_of(step) ^ 1);
-            mbarrier_arrive_expect(bar.q_full(stage), shape::q_bytes);
-            tile_load<D, shape::M>(smem + shape::q + stage * shape::q_bytes, q_map, bar.q_full(stage), t0, tile.g * p.R + r, tile.b);
-            mbarrier_wait(bar.dout_empty(stage), parity_of(step) ^ 1);
-            mbarrier_arrive_expect(bar.dout_full(stage), shape::q_bytes);
-            tile_load<D, shape::M>(smem + shape::dout + stage * shape::q_bytes, dout_map, bar.dout_full(stage), t0, tile.g * p.R + r, tile.b);
-        }
-}
-
-/* One warp brings lse, one delta. lse of a query that sees no key, or of none, becomes +inf: its P is 0. */
-template <int D, bool DQ> __device__ __forceinline__ void bwd_statistics(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes, bool of_lse)
-{
-    using shape = bwd_shape<D, DQ>;
-    const bwd_bars bar = {smem_addr(bytes) + shape::bars};
-    const int lane = threadIdx.x & 31;
-    unsigned step = 0;
-#pragma unroll 1
-    for (int r = 0; r < p.R; r++) {
-        const int h = tile.g * p.R + r;
-        const float *from = lane + (of_lse ? p.lse + tile.b * p.lse_batch + h * p.lse_head : p.delta + ((int64_t)tile.b * p.H + h) * p.Tp);
-#pragma unroll 1
-        for (int t0 = all.visit.lo / shape::M * shape::M; t0 < all.visit.hi; t0 += shape::M, step++) {
-            const int stage = stage_of(step);
-            float *to = (float *)(bytes + shape::stats + stage * shape::stats_bytes) + (of_lse ? lane : shape::M + lane);
-            mbarrier_wait(bar.q_empty(stage), parity_of(step) ^ 1);
-#pragma unroll 1 /* few registers here */
-            for (int i = 0; i < shape::M; i += 64) {
-                float x[2];
-#pragma unroll
-                for (int j = 0; j < 2; j++)
-                    x[j] = t0 + i + 32 * j + lane < p.T ? from[t0 + i + 32 * j] : of_lse ? NO_KEY : 0.0f;
-#pragma unroll
-                for (int j = 0; j < 2; j++)
-                    to[i + 32 * j] = !of_lse ? x[j] : x[j] == NO_KEY ? -NO_KEY : x[j] * LOG2_E;
-            }
-            mbarrier_arrive(bar.stats_full(stage));
-        }
-    }
-}
-
-/* dS^T of a warp, 16 keys by M queries, as fragments, into its rows of the tile [128][M] (panels of 64 queries, 128-byte swizzle). */
-template <int M> __device__ __forceinline__ void ds_store(uint32_t tile, const uint32_t (&a)[M / 16][4], int row)
-{
-    const int lane = threadIdx.x & 31, at = row + (lane & 15);
-#pragma unroll
-    for (int i = 0; i < M / 16; i++)
-        stmatrix_x4(tile + (uint32_t)(i / 4 * 128 * 128 + at * 128 + (((2 * i + (lane >> 4)) & 7) ^ (at & 7)) * 16), a[i]);
-}
-
-/* C columns of 64 rows of dQ: dS K, added to `to` (the fragments of the first column). Meanwhile waits for dV and dK of this step and lets Q
- * and dO go. a: dS^T, 128 keys by 64 queries; b: K from that column on. The first `skip` groups of 8 columns are not added. */
-template <int D, int M, int C> __device__ __forceinline__ void dq_add(float *to, uint64_t a, uint64_t b, uint32_t q_empty, uint32_t dout_empty, int skip = 0)
-{
-    float dq[C / 2];
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < 128 / 16; i++)
-        wgmma_ss<C, 1, 1>(dq, a + columns_step<M, 128>(i), b + columns_step<D, 128>(i), i != 0);
-    wgmma_commit();
-    wgmma_wait<1>();
-    __syncwarp(); /* every lane has read its statistics */
-    if ((threadIdx.x & 31) == 0)
-        mbarrier_arrive(q_empty), mbarrier_arrive(dout_empty);
-    wgmma_wait<0>();
-    wgmma_keep(dq);
-#pragma unroll
-    for (int i = 0; i < C / 8; i++)
-        if (i >= skip)
-            red_add_f32x4(to + dq_index(i, threadIdx.x % 128), dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
-}
-
-/* dV += P^T dO, or dK += dS^T Q. */
-template <int D, int M> __device__ __forceinline__ void gradient_issue(float (&d)[D / 2], const uint32_t (&a)[M / 16][4], uint32_t tile)
-{
-    wgmma_fence();
-#pragma unroll
-    for (int i = 0; i < M / 16; i++)
-        wgmma_rs<D, 1>(d, a[i], columns_operand<D, M>(tile) + columns_step<D, M>(i), 1);
-    wgmma_commit();
-}
 
 template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes)
 {
@@ -196,14 +74,7 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
             wgmma_keep(s);
             if (t0 < all.seen.lo || t0 + M > all.seen.hi)
                 mask_columns<M>(s, t0, row_queries);
-#pragma unroll
-            for (int j = 0; j < M / 8; j++) {
-                const float2 lse = *reinterpret_cast<const float2 *>(stats + 8 * j);
-                s[4 * j] = exp2_approx(fmaf(s[4 * j], scale_log2, -lse.x));
-                s[4 * j + 1] = exp2_approx(fmaf(s[4 * j + 1], scale_log2, -lse.y));
-                s[4 * j + 2] = exp2_approx(fmaf(s[4 * j + 2], scale_log2, -lse.x));
-                s[4 * j + 3] = exp2_approx(fmaf(s[4 * j + 3], scale_log2, -lse.y));
-            }
+            probabilities<M>(s, stats, scale_log2);
             if (EARLY) {
                 fragments_of<M>(a, s);
                 gradient_issue<D, M>(dv, a, dout);
@@ -213,14 +84,8 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
             wgmma_keep(dp);
 #pragma unroll
             for (int i = 0; i < M / 16; i++) {
-#pragma unroll
-                for (int j = 2 * i; j < 2 * i + 2; j++) {
-                    const float2 delta = *reinterpret_cast<const float2 *>(stats + M + 8 * j);
-                    dp[4 * j] = s[4 * j] * (dp[4 * j] - delta.x);
-                    dp[4 * j + 1] = s[4 * j + 1] * (dp[4 * j + 1] - delta.y);
-                    dp[4 * j + 2] = s[4 * j + 2] * (dp[4 * j + 2] - delta.x);
-                    dp[4 * j + 3] = s[4 * j + 3] * (dp[4 * j + 3] - delta.y);
-                }
+                score_gradients<M>(dp, s, stats + M, 2 * i);
+                score_gradients<M>(dp, s, stats + M, 2 * i + 1);
                 fragment_of(b[i], dp, i);
                 if (!EARLY)
                     fragment_of(a[i], s, i);
@@ -229,7 +94,7 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
                 gradient_issue<D, M>(dv, a, dout);
             const uint32_t ds = smem + shape::ds + (step & 1) * shape::ds_bytes;
             if (DQ) {
-                ds_store<M>(ds, b, row);
+                fragments_store<M, N>(ds, b, row, 0);
                 fence_async_shared();
             }
             gradient_issue<D, M>(dk, b, q);
@@ -238,11 +103,11 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
                 const uint64_t ds_columns = columns_operand<M, N>(ds), k_columns = columns_operand<D, N>(smem + shape::k);
                 float *to = p.dq_sum + (((int64_t)tile.b * p.H + h) * p.Tp + t0) * D;
                 if (D == 64)
-                    dq_add<D, M, 64>(to + w * 64 * D, ds_columns + (w * N * 128 >> 4), k_columns, bar.q_empty(stage), bar.dout_empty(stage));
+                    dq_add<D, M, N, 64>(to + w * 64 * D, ds_columns + (w * N * 128 >> 4), k_columns, bar.q_empty(stage), bar.dout_empty(stage));
                 else if (D == 128)
-                    dq_add<D, M, 64>(to + dq_index(8 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage));
+                    dq_add<D, M, N, 64>(to + dq_index(8 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage));
                 else
-                    dq_add<D, M, 64>(to + dq_index(4 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage), 4 * w);
+                    dq_add<D, M, N, 64>(to + dq_index(4 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage), 4 * w);
             } else {
                 wgmma_wait<0>();
                 __syncwarp();
@@ -296,7 +161,10 @@ __global__ void __launch_bounds__(384, 1)
             bwd_statistics<D, DQ>(p, tile, *all, bytes, threadIdx.x < 64);
     } else {
         registers_grow<240>();
-        bwd_consume<D, DQ>(p, tile, *all, bytes);
+        if constexpr (D == 256)
+            bwd_consume_wide<DQ>(p, tile, *all, bytes);
+        else
+            bwd_consume<D, DQ>(p, tile, *all, bytes);
     }
 }
 

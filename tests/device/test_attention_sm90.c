@@ -45,6 +45,7 @@ static void backward(int D_min, int D_max)
 static void test_backward_64(void **state) { open_sm90(state), backward(1, 64); }
 static void test_backward_96(void **state) { open_sm90(state), backward(65, 96); }
 static void test_backward_128(void **state) { open_sm90(state), backward(97, 128); }
+static void test_backward_256(void **state) { open_sm90(state), backward(129, 256); }
 
 /* More than two stages of queries, and of keys where dQ has a kernel of its own. */
 static void test_backward_long(void **state)
@@ -53,6 +54,7 @@ static void test_backward_long(void **state)
         {"five query tiles", 1, 600, 70, 1, 1, 64, FULL},
         {"two heads, two tiles of keys", 1, 200, 200, 2, 1, 128, CAUSAL, .strided = 1, .sharp = 1},
         {"five query tiles", 1, 300, 140, 2, 1, 96, FULL, .strided = 1},
+        {"two heads, two tiles of keys", 1, 140, 100, 2, 1, 256, .causal = 1, .q_offset = -20, .window_left = 90, .window_right = -1},
         {"many documents", 1, 400, 400, 1, 1, 64, CAUSAL, .documents = 9, .boundary = 200},
     };
     open_sm90(state);
@@ -74,7 +76,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_forward_64),  cmocka_unit_test(test_forward_96),   cmocka_unit_test(test_forward_128),
         cmocka_unit_test(test_forward_256), cmocka_unit_test(test_forward_long),
         cmocka_unit_test(test_backward_64), cmocka_unit_test(test_backward_96),  cmocka_unit_test(test_backward_128),
-        cmocka_unit_test(test_backward_long), cmocka_unit_test(test_backward_repeat),
+        cmocka_unit_test(test_backward_256), cmocka_unit_test(test_backward_long), cmocka_unit_test(test_backward_repeat),
     };
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
