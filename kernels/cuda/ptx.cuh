@@ -12,7 +12,7 @@ namespace CUDA_NS {
 /* A TMA descriptor (CUtensorMap on the GPU, 128-byte aligned since CUDA 13). Passed by value: `const __grid_constant__ tensor_map m`. */
 struct alignas(128) tensor_map { uint64_t opaque[16]; };
 
-/* "Matrix Descriptor Format" of wgmma (PTX ISA 9.0, 9.7.15.5.1.2.2; strides: 9.7.15.5.1.2.1.3 "Canonical Layouts"). Byte offsets are
+/* "Matrix Descriptor Format" of wgmma (PTX ISA; strides: "Canonical Layouts" in the section before it). Byte offsets are
  * multiples of 16 below 2^18. swizzle: the width in bytes, 128, 64, 32 or 0 (none).
  *   K-major tile (rows of the M or N axis, K contiguous, a row is swizzle bytes): SBO = bytes between groups of 8 rows (8 x swizzle
  *     when packed); LBO is not used. The next K step of 16 bf16 starts 32 bytes later, up to the swizzle width.

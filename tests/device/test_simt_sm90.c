@@ -1,16 +1,16 @@
-/* The models of the sm_90a instructions, executor only: addresses and fragments against tables typed from the PTX ISA 9.0, and bugs that
- * must be reported. What the instructions compute is tested by test_sm90_probe.c, which also runs on a GPU. */
+/* The models of the sm_90a instructions, executor only: addresses and fragments against tables typed from the PTX ISA
+ * (numbers as in 9.2), and bugs that must be reported. What the instructions compute is tested by test_sm90_probe.c, which also runs on a GPU. */
 #include "device_case.h"
 
 #include "simt_host.h"
 #include "simt/probe_sm90.h"
 #include "simt/sm90_layout.h"
 
-#define FAIL(...)                   \
-    do {                            \
-        print_error(__VA_ARGS__);   \
-        print_error("\n");          \
-        _fail(__FILE__, __LINE__);  \
+#define FAIL(...)                  \
+    do {                           \
+        print_error(__VA_ARGS__);  \
+        print_error("\n");         \
+        _fail(__FILE__, __LINE__); \
     } while (0)
 
 /* ---- addresses ---- */
@@ -21,17 +21,20 @@ static struct sm90_operand operand(uint32_t start, uint32_t lbo, uint32_t sbo, i
     return o;
 }
 
-struct address { int mn, k; uint32_t expected; };
+struct address {
+    int mn, k;
+    uint32_t expected;
+};
 static void expect_addresses(const char *what, struct sm90_operand o, int mn_major, const struct address *a, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         if (sm90_element(&o, mn_major, a[i].mn, a[i].k) != a[i].expected)
             FAIL("%s: element (%d, %d) at %u, expected %u", what, a[i].mn, a[i].k, sm90_element(&o, mn_major, a[i].mn, a[i].k), a[i].expected);
 }
-#define EXPECT_ADDRESSES(what, o, mn_major, ...)                                  \
-    do {                                                                          \
-        const struct address a_[] = {__VA_ARGS__};                                \
-        expect_addresses(what, o, mn_major, a_, COUNT_OF(a_));        \
+#define EXPECT_ADDRESSES(what, o, mn_major, ...)               \
+    do {                                                       \
+        const struct address a_[] = {__VA_ARGS__};             \
+        expect_addresses(what, o, mn_major, a_, COUNT_OF(a_)); \
     } while (0)
 
 /* 9.7.15.5.1.2.2: start 0-13, LBO 16-29, SBO 32-45, each >> 4; base offset 49-51; mode 62-63: 0 none, 1 128, 2 64, 3 32 bytes. */
@@ -77,9 +80,11 @@ static void test_mn_major(void **state)
     /* ((8,1,2),(8,2)):((1,8,64),(8,128)): LBO 128 and SBO 64 elements. */
     EXPECT_ADDRESSES("none", operand(0, 256, 128, 0), 1, {1, 0, 2}, {0, 1, 16}, {8, 0, 128}, {0, 8, 256}, {11, 9, 406});
     /* ((8,2,2),(8,2)):((1,8,128),(16,256)): LBO 128 and SBO 256 elements; bit 4 ^= bit 7. */
-    EXPECT_ADDRESSES("32 bytes", operand(0, 256, 512, 32), 1, {8, 0, 16}, {0, 1, 32}, {16, 0, 256}, {0, 4, 144}, {8, 4, 128}, {0, 8, 512}, {25, 13, 930});
+    EXPECT_ADDRESSES("32 bytes", operand(0, 256, 512, 32), 1, {8, 0, 16}, {0, 1, 32}, {16, 0, 256}, {0, 4, 144}, {8, 4, 128}, {0, 8, 512},
+                     {25, 13, 930});
     /* ((8,4,2),(8,2)):((1,8,256),(32,512)): LBO 256 and SBO 512 elements; bits 4-5 ^= bits 7-8. */
-    EXPECT_ADDRESSES("64 bytes", operand(0, 512, 1024, 64), 1, {24, 0, 48}, {0, 1, 64}, {0, 2, 144}, {8, 3, 192}, {32, 0, 512}, {40, 6, 928}, {0, 8, 1024});
+    EXPECT_ADDRESSES("64 bytes", operand(0, 512, 1024, 64), 1, {24, 0, 48}, {0, 1, 64}, {0, 2, 144}, {8, 3, 192}, {32, 0, 512}, {40, 6, 928},
+                     {0, 8, 1024});
     /* ((8,8,m),(8,k)):((1,8,LBO),(64,SBO)): panels of 64 elements, here 64 rows of K each; bits 4-6 ^= bits 7-9. */
     EXPECT_ADDRESSES("128 bytes", operand(0, 8192, 1024, 128), 1, {9, 0, 18}, {0, 1, 144}, {9, 2, 306}, {8, 15, 2016}, {64, 0, 8192}, {70, 8, 9228},
                      {0, 8, 1024});
@@ -88,16 +93,19 @@ static void test_mn_major(void **state)
 static void test_descriptor_faults(void **state)
 {
     (void)state;
-    const struct { struct sm90_operand o; int mn_major, rows, fault; } all[] = {
-        {{1024, 16, 1024, 128, 0}, 0, 256, 0},  {{1120, 16, 1024, 128, 0}, 0, 64, 0},   /* the fourth K step */
-        {{1152, 16, 1024, 128, 0}, 0, 64, 1},  /* begins in row 1 of the pattern */
-        {{1136, 16, 1024, 128, 0}, 0, 64, 1},  /* the 32 bytes cross the row */
-        {{1024, 16, 1040, 128, 0}, 0, 64, 1},  {{1024, 16, 0, 128, 0}, 0, 8, 0},
-        {{512, 16, 512, 64, 0}, 0, 64, 0},     {{256, 16, 512, 64, 0}, 0, 64, 1},
-        {{1024, 16, 1024, 128, 3}, 0, 64, 1},  /* base offset */
+    const struct {
+        struct sm90_operand o;
+        int mn_major, rows, fault;
+    } all[] = {
+        {{1024, 16, 1024, 128, 0}, 0, 256, 0},  {{1120, 16, 1024, 128, 0}, 0, 64, 0}, /* the fourth K step */
+        {{1152, 16, 1024, 128, 0}, 0, 64, 1},                                         /* begins in row 1 of the pattern */
+        {{1136, 16, 1024, 128, 0}, 0, 64, 1},                                         /* the 32 bytes cross the row */
+        {{1024, 16, 1040, 128, 0}, 0, 64, 1},   {{1024, 16, 0, 128, 0}, 0, 8, 0},
+        {{512, 16, 512, 64, 0}, 0, 64, 0},      {{256, 16, 512, 64, 0}, 0, 64, 1},
+        {{1024, 16, 1024, 128, 3}, 0, 64, 1}, /* base offset */
         {{1024, 8192, 1024, 128, 0}, 1, 80, 0}, {{1024, 8200 / 16 * 16, 1024, 128, 0}, 1, 80, 0},
         {{1024, 8208, 1024, 128, 0}, 1, 80, 1}, {{1024, 16, 1024, 128, 0}, 1, 64, 0}, /* one panel: LBO is not used */
-        {{1088, 16, 1024, 128, 0}, 1, 32, 0},   /* half a panel */
+        {{1088, 16, 1024, 128, 0}, 1, 32, 0},                                         /* half a panel */
         {{1088, 16, 1024, 128, 0}, 1, 64, 1},
     };
     for (size_t i = 0; i < COUNT_OF(all); i++) {
@@ -112,12 +120,17 @@ static void test_descriptor_faults(void **state)
 static void test_fragments(void **state)
 {
     (void)state;
-    static const struct { int thread, i, row, column; } d[] = {
-        {0, 0, 0, 0},  {0, 1, 0, 1},  {0, 2, 8, 0},   {0, 3, 8, 1},    {0, 4, 0, 8},    {5, 0, 1, 2},   {5, 7, 9, 11},
+    static const struct {
+        int thread, i, row, column;
+    } d[] = {
+        {0, 0, 0, 0},  {0, 1, 0, 1},   {0, 2, 8, 0},   {0, 3, 8, 1},    {0, 4, 0, 8},     {5, 0, 1, 2},        {5, 7, 9, 11},
         {31, 0, 7, 6}, {36, 0, 17, 0}, {64, 2, 40, 0}, {127, 0, 55, 6}, {127, 7, 63, 15}, {127, 127, 63, 255},
     };
-    static const struct { int thread, r, h, row, k; } a[] = {
-        {0, 0, 0, 0, 0}, {0, 0, 1, 0, 1}, {0, 1, 0, 8, 0}, {0, 2, 0, 0, 8}, {0, 3, 1, 8, 9}, {6, 2, 1, 1, 13}, {100, 1, 0, 57, 0}, {127, 3, 1, 63, 15},
+    static const struct {
+        int thread, r, h, row, k;
+    } a[] = {
+        {0, 0, 0, 0, 0}, {0, 0, 1, 0, 1},  {0, 1, 0, 8, 0},    {0, 2, 0, 0, 8},
+        {0, 3, 1, 8, 9}, {6, 2, 1, 1, 13}, {100, 1, 0, 57, 0}, {127, 3, 1, 63, 15},
     };
     int row, column;
     for (size_t i = 0; i < COUNT_OF(d); i++) {
@@ -203,7 +216,11 @@ static void test_no_false_reports(void **state)
 static void test_gemm_bugs(void **state)
 {
     (void)state;
-    static const struct { const char *what; enum sm90_bug bug; unsigned kinds; } all[] = {
+    static const struct {
+        const char *what;
+        enum sm90_bug bug;
+        unsigned kinds;
+    } all[] = {
         {"no wait for the stage", BUG_NO_FULL_WAIT, KIND(ASYNC) | KIND(UNINITIALISED)},
         {"one warp does not wait for the stage", BUG_WARP_NO_WAIT, KIND(ASYNC) | KIND(RACE) | KIND(UNINITIALISED)},
         {"ordinary stores before a bulk load, no fence", BUG_LOAD_NO_FENCE, KIND(ASYNC)},
@@ -254,9 +271,9 @@ static void test_generation(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_descriptor),     cmocka_unit_test(test_k_major),          cmocka_unit_test(test_mn_major),
-        cmocka_unit_test(test_descriptor_faults), cmocka_unit_test(test_fragments),     cmocka_unit_test(test_no_false_reports),
-        cmocka_unit_test(test_gemm_bugs),      cmocka_unit_test(test_store_bugs),       cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_descriptor),        cmocka_unit_test(test_k_major),    cmocka_unit_test(test_mn_major),
+        cmocka_unit_test(test_descriptor_faults), cmocka_unit_test(test_fragments),  cmocka_unit_test(test_no_false_reports),
+        cmocka_unit_test(test_gemm_bugs),         cmocka_unit_test(test_store_bugs), cmocka_unit_test(test_generation),
     };
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }

@@ -1,5 +1,5 @@
 /* What the sm_90a instructions compute, on whatever device the test is linked with: in the executor this tests the models, on a GPU the
- * tables they were written from. Operands are laid out here by the canonical layouts of the PTX ISA 9.0 (9.7.15.5.1.2.1.3) as CuTe
+ * tables they were written from. Operands are laid out here by the canonical layouts of the PTX ISA ("Canonical Layouts") as CuTe
  * shapes and strides, independently of tests/simt/sm90_layout.cpp; all values are small integers, so results are exact; what no
  * instruction may read is NaN. */
 #include "device_case.h"
@@ -16,10 +16,19 @@ static void need_sm90(void)
     skip();
 }
 
-static double small(unsigned i) { return (double)((i * 2654435761u >> 16) % 17) - 8; }
+static double small(unsigned i)
+{
+    return (double)((i * 2654435761u >> 16) % 17) - 8;
+}
 
-static struct view bf16_of(double *x, int64_t n) { return case_upload(x, DT_BF16, 1, &n); }
-static struct view f32_out(int64_t n) { return case_output(DT_F32, 1, &n); }
+static struct view bf16_of(double *x, int64_t n)
+{
+    return case_upload(x, DT_BF16, 1, &n);
+}
+static struct view f32_out(int64_t n)
+{
+    return case_output(DT_F32, 1, &n);
+}
 
 /* ---- products: one instruction, any layout ---- */
 
@@ -28,7 +37,7 @@ struct layout {
     const char *name;
     int mn_major, swizzle, bits;
     int mn_shape[3], mn_stride[3], k_shape[2], k_stride[2];
-    uint32_t lbo, sbo; /* bytes */
+    uint32_t lbo, sbo;   /* bytes */
     int mn_from, k_from; /* the operand begins at this element */
 };
 
@@ -93,8 +102,17 @@ static void expect_product(const struct layout *a, const struct layout *b, int n
         image[i] = NAN;
     image_put(image, a, 0, 64, 1);
     image_put(image, b, IMAGE, n, 5000);
-    const struct sm90_probe_product p = {.n = n, .ta = a->mn_major, .tb = b->mn_major, .add = add, .a_start = start_of(a, 0), .a_lbo = a->lbo,
-                                         .a_sbo = a->sbo, .a_swizzle = a->swizzle, .b_start = start_of(b, IMAGE), .b_lbo = b->lbo, .b_sbo = b->sbo,
+    const struct sm90_probe_product p = {.n = n,
+                                         .ta = a->mn_major,
+                                         .tb = b->mn_major,
+                                         .add = add,
+                                         .a_start = start_of(a, 0),
+                                         .a_lbo = a->lbo,
+                                         .a_sbo = a->sbo,
+                                         .a_swizzle = a->swizzle,
+                                         .b_start = start_of(b, IMAGE),
+                                         .b_lbo = b->lbo,
+                                         .b_sbo = b->sbo,
                                          .b_swizzle = b->swizzle};
     struct view out = f32_out(128 * n / 2), in = bf16_of(image, IMAGE);
     assert_int_equal(sm90_probe_product(case_device(), &p, out.p, in.p), OK);
@@ -248,13 +266,19 @@ static void expect_box(enum dtype type, const int64_t *n, const int *box, const 
     double *x = malloc(sizeof *x * (size_t)elements), *out = malloc(sizeof *out * (size_t)count);
     for (int64_t i = 0; i < elements; i++)
         x[i] = (double)(i % 251 + 1);
-    struct sm90_probe_box p = {.type = (int)type, .n = {n[0], n[1], n[2], n[3]}, .box = {box[0], box[1], box[2], box[3]}, .c = {c[0], c[1], c[2], c[3]},
-                               .stride_bytes = {n[0] * size, n[0] * n[1] * size, n[0] * n[1] * n[2] * size}, .swizzle = swizzle, .offset = offset};
+    struct sm90_probe_box p = {.type = (int)type,
+                               .n = {n[0], n[1], n[2], n[3]},
+                               .box = {box[0], box[1], box[2], box[3]},
+                               .c = {c[0], c[1], c[2], c[3]},
+                               .stride_bytes = {n[0] * size, n[0] * n[1] * size, n[0] * n[1] * n[2] * size},
+                               .swizzle = swizzle,
+                               .offset = offset};
     struct view vx = case_upload(x, type, 1, &elements), vo = case_output(type, 1, (int64_t[]){count});
     assert_int_equal(sm90_probe_box(case_device(), &p, vo.p, vx.p), OK);
     case_download(out, vo);
     for (int i = 0; i < count; i++) {
-        const int64_t at[4] = {c[0] + i % box[0], c[1] + i / box[0] % box[1], c[2] + i / box[0] / box[1] % box[2], c[3] + i / box[0] / box[1] / box[2]};
+        const int64_t at[4] = {c[0] + i % box[0], c[1] + i / box[0] % box[1], c[2] + i / box[0] / box[1] % box[2],
+                               c[3] + i / box[0] / box[1] / box[2]};
         int in = 1;
         for (int k = 0; k < 4; k++)
             in &= at[k] >= 0 && at[k] < n[k];
@@ -277,10 +301,13 @@ static void test_boxes(void **state)
     (void)state;
     need_sm90();
     const int64_t n[4] = {72, 11, 3, 2};
-    static const struct { int box[4], swizzle, c[4]; uint32_t offset; } all[] = {
+    static const struct {
+        int box[4], swizzle, c[4];
+        uint32_t offset;
+    } all[] = {
         {{64, 8, 1, 1}, 128, {0, 0, 0, 0}, 0},    {{64, 16, 2, 1}, 128, {8, 5, 2, 1}, 2048}, {{64, 9, 1, 2}, 128, {-24, -3, 1, 0}, 0},
-        {{32, 8, 2, 1}, 64, {48, 2, -1, 1}, 512}, {{16, 8, 3, 1}, 32, {64, 0, 0, 1}, 256},    {{24, 5, 1, 1}, 0, {3, 7, 2, 1}, 128},
-        {{64, 4, 1, 1}, 128, {100, 0, 0, 0}, 0},  {{64, 4, 1, 1}, 128, {0, 0, 5, 0}, 0},      {{8, 1, 1, 1}, 0, {-4, 0, 0, 0}, 0},
+        {{32, 8, 2, 1}, 64, {48, 2, -1, 1}, 512}, {{16, 8, 3, 1}, 32, {64, 0, 0, 1}, 256},   {{24, 5, 1, 1}, 0, {3, 7, 2, 1}, 128},
+        {{64, 4, 1, 1}, 128, {100, 0, 0, 0}, 0},  {{64, 4, 1, 1}, 128, {0, 0, 5, 0}, 0},     {{8, 1, 1, 1}, 0, {-4, 0, 0, 0}, 0},
     };
     for (size_t i = 0; i < COUNT_OF(all); i++)
         expect_box(DT_BF16, n, all[i].box, all[i].c, all[i].swizzle, all[i].offset);
@@ -295,14 +322,14 @@ static void test_map_refusals(void **state)
     const struct sm90_probe_box good = {.type = DT_BF16, .n = {64, 8, 1, 1}, .stride_bytes = {128, 1024, 1024}, .box = {64, 8, 1, 1}, .swizzle = 128};
     char *base = case_bytes(4096);
     struct sm90_probe_box p;
-#define REFUSED(change, sentence)                                                                          \
-    do {                                                                                                   \
-        p = good;                                                                                          \
-        change;                                                                                            \
-        assert_int_equal(sm90_probe_box(case_device(), &p, base, base + shift), ERR_UNSUPPORTED);           \
-        if (strstr(fail_text(), sentence) == NULL)                                                         \
-            print_error("%s\n", fail_text()), _fail(__FILE__, __LINE__);                                    \
-        shift = 0;                                                                                         \
+#define REFUSED(change, sentence)                                                                 \
+    do {                                                                                          \
+        p = good;                                                                                 \
+        change;                                                                                   \
+        assert_int_equal(sm90_probe_box(case_device(), &p, base, base + shift), ERR_UNSUPPORTED); \
+        if (strstr(fail_text(), sentence) == NULL)                                                \
+            print_error("%s\n", fail_text()), _fail(__FILE__, __LINE__);                          \
+        shift = 0;                                                                                \
     } while (0)
     int shift = 0;
     REFUSED(shift = 8, "not 16-byte aligned");
@@ -324,9 +351,14 @@ static void test_map_refusals(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_products), cmocka_unit_test(test_products_no_swizzle), cmocka_unit_test(test_products_part_of_a_panel),
-        cmocka_unit_test(test_pipelines), cmocka_unit_test(test_store), cmocka_unit_test(test_stmatrix),
-        cmocka_unit_test(test_boxes), cmocka_unit_test(test_map_refusals),
+        cmocka_unit_test(test_products),
+        cmocka_unit_test(test_products_no_swizzle),
+        cmocka_unit_test(test_products_part_of_a_panel),
+        cmocka_unit_test(test_pipelines),
+        cmocka_unit_test(test_store),
+        cmocka_unit_test(test_stmatrix),
+        cmocka_unit_test(test_boxes),
+        cmocka_unit_test(test_map_refusals),
     };
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }

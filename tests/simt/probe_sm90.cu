@@ -36,8 +36,8 @@ template <int ROWS, int T, int SW> struct tile {
 };
 
 template <int N, int TA, int TB, int SW, int RS>
-__global__ void __launch_bounds__(128 + 128 * CONSUMERS, 1) gemm(float *out, const uint16_t *a, const __grid_constant__ tensor_map map_a,
-                                               const __grid_constant__ tensor_map map_b, int m, int k, int bug)
+__global__ void __launch_bounds__(128 + 128 * CONSUMERS, 1)
+    gemm(float *out, const uint16_t *a, const __grid_constant__ tensor_map map_a, const __grid_constant__ tensor_map map_b, int m, int k, int bug)
 {
     typedef tile<64, TA, SW> tile_a;
     typedef tile<N, TB, SW> tile_b;
@@ -161,7 +161,8 @@ enum code run_gemm(struct device *dev, const struct sm90_probe_gemm *p, float *o
     TRY(operand_map(&map_a, a, p->m, p->k, TA, SW, 64));
     TRY(operand_map(&map_b, b, N, p->k, TB, SW, N));
     const size_t smem = STAGES * ((RS ? 0 : CONSUMERS * tile<64, TA, SW>::bytes) + tile<N, TB, SW>::bytes) + 2048;
-    return LAUNCH(dev, (gemm<N, TA, TB, SW, RS>), dim3((unsigned)(p->m + 64 * CONSUMERS - 1) / (64 * CONSUMERS)), dim3(128 + 128 * CONSUMERS), smem, out, a, map_a, map_b, p->m, p->k, (int)p->bug);
+    return LAUNCH(dev, (gemm<N, TA, TB, SW, RS>), dim3((unsigned)(p->m + 64 * CONSUMERS - 1) / (64 * CONSUMERS)), dim3(128 + 128 * CONSUMERS), smem,
+                  out, a, map_a, map_b, p->m, p->k, (int)p->bug);
 }
 
 template <int N, int SW> enum code run_n_sw(struct device *dev, const struct sm90_probe_gemm *p, float *out, const uint16_t *a, const uint16_t *b)
@@ -184,7 +185,8 @@ template <int N> enum code run_n(struct device *dev, const struct sm90_probe_gem
 
 /* ---- one product ---- */
 
-template <int N, int TA, int TB> __global__ void __launch_bounds__(128, 1) product(float *out, const uint16_t *shared, uint64_t a, uint64_t b, int add)
+template <int N, int TA, int TB>
+__global__ void __launch_bounds__(128, 1) product(float *out, const uint16_t *shared, uint64_t a, uint64_t b, int add)
 {
     SMEM(uint16_t, smem);
     const int t = (int)threadIdx.x;
@@ -293,8 +295,8 @@ using namespace CUDA_NS;
 
 enum code sm90_probe_gemm(struct device *dev, const struct sm90_probe_gemm *p, float *out, const uint16_t *a, const uint16_t *b)
 {
-    return p->n == 64   ? run_n<64>(dev, p, out, a, b)
-           : p->n == 80 ? run_n<80>(dev, p, out, a, b)
+    return p->n == 64    ? run_n<64>(dev, p, out, a, b)
+           : p->n == 80  ? run_n<80>(dev, p, out, a, b)
            : p->n == 128 ? run_n<128>(dev, p, out, a, b)
                          : run_n<256>(dev, p, out, a, b);
 }

@@ -1,4 +1,4 @@
-/* mbarrier (PTX ISA 9.0, 9.7.13.15): a phase ends when all its arrivals are in and its transaction count is zero; then the next one
+/* mbarrier (PTX ISA, "mbarrier"): a phase ends when all its arrivals are in and its transaction count is zero; then the next one
  * begins with the same number of arrivals. A bulk copy lands as late as it can: when somebody waits for a phase that only lacks the
  * bytes of copies in flight. Arrivals release, waits acquire; arrivals of earlier phases stay acquired (read-modify-writes of one
  * word are one release sequence). Sleeping waiters are woken only when a phase can end. */
@@ -53,7 +53,10 @@ struct mbarrier *look(uint32_t address, const char *what)
     return b;
 }
 
-int can_end(const struct mbarrier *b) { return b->pending == 0 && b->tx <= b->in_flight; }
+int can_end(const struct mbarrier *b)
+{
+    return b->pending == 0 && b->tx <= b->in_flight;
+}
 
 void land_all(struct mbarrier *b)
 {
@@ -130,8 +133,9 @@ void sm90_deadlock(char *text, size_t size)
     for (int i = 0; i < made && used < size - 1; i++) {
         struct mbarrier *b = &table[i];
         if (b->waiters.head != NULL)
-            used += (size_t)snprintf(text + used, size - used, "; mbarrier %s in phase %u (parity %u) lacks %u of %u arrivals and %lld announced bytes",
-                                     place(shared(b->address)), b->phase, b->phase & 1, b->pending, b->count, (long long)(b->tx - b->in_flight));
+            used +=
+                (size_t)snprintf(text + used, size - used, "; mbarrier %s in phase %u (parity %u) lacks %u of %u arrivals and %lld announced bytes",
+                                 place(shared(b->address)), b->phase, b->phase & 1, b->pending, b->count, (long long)(b->tx - b->in_flight));
     }
 }
 
@@ -217,8 +221,7 @@ int sm90_barrier_track(uint32_t bar, struct sm90_landing *l)
     if (b == NULL)
         return 0;
     if (sm90_init_fences[b->maker] == b->made_at && !b->broken) {
-        fault(SIMT_MODEL, self(), "mbarrier %s: no fence_mbarrier_init() since its initialisation, bulk copies may not see it",
-              place(shared(bar)));
+        fault(SIMT_MODEL, self(), "mbarrier %s: no fence_mbarrier_init() since its initialisation, bulk copies may not see it", place(shared(bar)));
         b->broken = 1;
     }
     l->next = NULL;

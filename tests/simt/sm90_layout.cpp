@@ -31,8 +31,7 @@ uint32_t sm90_chunk_mn_major(const struct sm90_operand *o, int mn8, int k)
 {
     uint32_t row = o->swizzle == 0 ? 16 : (uint32_t)o->swizzle, chunks = row / 16;
     uint32_t panel = o->swizzle == 0 ? o->sbo : o->lbo, group = o->swizzle == 0 ? o->lbo : o->sbo;
-    uint32_t address =
-        o->start + (uint32_t)mn8 % chunks * 16 + (uint32_t)mn8 / chunks * panel + (uint32_t)(k & 7) * row + (uint32_t)(k >> 3) * group;
+    uint32_t address = o->start + (uint32_t)mn8 % chunks * 16 + (uint32_t)mn8 / chunks * panel + (uint32_t)(k & 7) * row + (uint32_t)(k >> 3) * group;
     return sm90_swizzle(address, o->swizzle);
 }
 

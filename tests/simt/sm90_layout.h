@@ -1,6 +1,7 @@
 /* Where sm_90a instructions find their elements: the swizzle of shared memory, wgmma's operands under a matrix descriptor, and the
- * register fragments. Pure arithmetic, bf16 only (T = 8 elements per 16-byte chunk). Sources: PTX ISA 9.0, 9.7.15.5.1.1.1 (fragments of
- * wgmma.m64nNk16), 9.7.15.5.1.2.1.3 "Canonical Layouts", 9.7.15.5.1.2.2 "Matrix Descriptor Format", 9.7.14.5.16 (stmatrix).
+ * register fragments. Pure arithmetic, bf16 only (T = 8 elements per 16-byte chunk). Sources, in the PTX ISA (numbers of 9.2;
+ * the titles stay): 9.7.15.5.1.1.1 "Matrix Fragments for wgmma.mma_async.m64nNk16", 9.7.15.5.1.2.1.3 "Canonical Layouts",
+ * 9.7.15.5.1.2.2 "Matrix Descriptor Format", "stmatrix".
  * With Swizzle<B,4,3> over the layouts of the table, in elements:
  *               MN-major                            K-major
  *   none        ((T,1,m),(8,k)):((1,T,SBO),(1T,LBO))   ((8,m),(T,2k)):((1T,SBO),(1,LBO))

@@ -1,4 +1,4 @@
-/* setmaxnreg (PTX ISA 9.0, 9.7.19.5) and stmatrix (9.7.14.5.16).
+/* setmaxnreg and stmatrix (PTX ISA, "setmaxnreg", "stmatrix").
  * Registers: a block starts with what __launch_bounds__(threads, 1) lets it have, 65536 / threads rounded down to a multiple of 8, per
  * thread. shrink gives to the block's pool, grow waits until the pool has enough. How many a thread really needs only ptxas knows. */
 #include <stdio.h>
@@ -48,14 +48,17 @@ void change(void *const *arg, unsigned mask)
 
 } // namespace
 
-void sm90_registers_begin() { memset(&block, 0, sizeof block); }
+void sm90_registers_begin()
+{
+    memset(&block, 0, sizeof block);
+}
 
 void sm90_registers_end()
 {
     for (int w = 0; block.ready && w < threads() / 32; w++)
         if (block.changes[w] != block.changes[w / 4 * 4] || block.now[w] != block.now[w / 4 * 4])
-            fault(SIMT_DIVERGENT, NULL, "setmaxnreg: warp %d changed its registers %d times (to %d), warp %d of the same warpgroup %d times (to %d)", w,
-                  block.changes[w], block.now[w], w / 4 * 4, block.changes[w / 4 * 4], block.now[w / 4 * 4]);
+            fault(SIMT_DIVERGENT, NULL, "setmaxnreg: warp %d changed its registers %d times (to %d), warp %d of the same warpgroup %d times (to %d)",
+                  w, block.changes[w], block.now[w], w / 4 * 4, block.changes[w / 4 * 4], block.now[w / 4 * 4]);
 }
 
 void sm90_registers(int n, int grow, const char *file, int line)
