@@ -78,6 +78,10 @@ struct kv_layer {
 typedef size_t cache_bytes_fn(struct device *dev, int64_t B, int64_t G, int64_t S, int64_t D, enum dtype dtype);
 /* k, v f32 [B,Tq,G,D] (already rotated) go to positions lens[b] .. lens[b]+Tq-1; lens i32 [B] (device memory), not changed here. */
 typedef enum code cache_write_fn(struct device *dev, const struct kv_layer *cache, struct view k, struct view v, struct view lens);
+/* rope of q [B,Tq,H,D] and k, in place, and cache_write of the result in one pass. Rows of q and of k follow each other at one
+ * stride over all of B*Tq; pos i32 [B*Tq]. */
+typedef enum code rope_cache_write_fn(struct device *dev, const struct kv_layer *cache, struct view q, struct view k, struct view v, struct view lens,
+                                      struct view cos_table, struct view sin_table, struct view pos);
 /* O f32 [B,Tq,H,D]; q f32 [B,Tq,H,D], Tq <= 8: query j of sequence b is at position lens[b]+j and sees positions <= its own
  * (after cache_write), window applied. A group's query heads share one pass over K and V (Flash-Decoding on a CPU: the
  * cache is also split over positions when B*G is smaller than the team). splits 0: chosen by the backend. */
@@ -200,7 +204,7 @@ typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is 
 
 #define KERNEL_OPS(X)                                                                                                            \
     X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name) X(activation_dtype) \
-    X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(attention_decode)                    \
+    X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(rope_cache_write) X(attention_decode)                    \
     X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd)     \
     X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
     X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)

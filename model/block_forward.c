@@ -1,6 +1,6 @@
 /* One decoder block, pre-norm and sequential:
  *   x   = base + branch              n = norm(x)        one pass
- *   qkv = n Wqkv^T (+ b), rotate q and k in place, o = attention(q, k, v)
+ *   qkv = n Wqkv^T (+ b), rotate q and k in place (with a cache: on their way into it), o = attention(q, k, v)
  *   branch = o Wo^T (+ b)
  *   mid = x + branch                 n = norm(mid)      one pass
  *   gate|up = n Win^T (+ b), h = act(gate) * up, branch = h Wdown^T (+ b)
@@ -60,7 +60,9 @@ struct attention_args block_attention_args(const struct block_env *e, const stru
 static enum code attend(const struct block_env *e, const struct arch_block *b, const struct block_views *v, const struct kv_layer *kv)
 {
     struct attention_args args = block_attention_args(e, b);
-    if (e->attention != ATTEND_BATCH)
+    if (e->attention != ATTEND_BATCH && e->rope_cos.p)
+        TRY(e->be->rope_cache_write(e->dev, kv, v->q, v->k, v->v, e->lens, e->rope_cos, e->rope_sin, e->pos));
+    else if (e->attention != ATTEND_BATCH)
         TRY(e->be->cache_write(e->dev, kv, v->k, v->v, e->lens));
     if (e->attention == ATTEND_CACHE)
         return e->be->attention_decode(e->dev, v->o4, v->q, kv, e->lens, &args, 0, e->scratch);
@@ -83,7 +85,7 @@ enum code block_forward(const struct block_env *e, const struct arch_block *b, c
     else
         TRY(be->norm_fwd(e->dev, n, none, v.mean1, v.rstd1, v.x, none, w->attn_norm_w, w->attn_norm_b, a->norm, eps));
     TRY(be->matmul(e->dev, v.qkv, n, w->qkv_w, w->qkv_b, 0, 1, 1.0f, 0.0f));
-    if (e->rope_cos.p)
+    if (e->rope_cos.p && e->attention == ATTEND_BATCH)
         TRY(be->rope(e->dev, qkv_rotated(e, b, keep->qkv), e->rope_cos, e->rope_sin, e->pos, 0));
     TRY(attend(e, b, &v, kv));
     TRY(be->matmul(e->dev, branch, v.o, w->o_w, w->o_b, 0, 1, scale, 0.0f));

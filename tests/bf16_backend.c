@@ -148,6 +148,14 @@ static enum code bf16_cache_write(struct device *dev, const struct kv_layer *cac
     return done(&j, cpu_cache_write(dev, cache, wk, wv, lens));
 }
 
+static enum code bf16_rope_cache_write(struct device *dev, const struct kv_layer *cache, struct view q, struct view k, struct view v, struct view lens,
+                                       struct view cos_table, struct view sin_table, struct view pos)
+{
+    struct job j = {.n = 0};
+    struct view wq = INOUT(q), wk = INOUT(k), wv = IN(v);
+    return done(&j, cpu_rope_cache_write(dev, cache, wq, wk, wv, lens, cos_table, sin_table, pos));
+}
+
 static enum code bf16_attention_decode(struct device *dev, struct view o, struct view q, const struct kv_layer *cache, struct view lens,
                                        const struct attention_args *args, int splits, void *scratch)
 {

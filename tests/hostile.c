@@ -120,7 +120,7 @@ static enum code hostile_device_copy(struct device *dev, void *dst, const void *
 /* ---- recording --------------------------------------------------------------------------------------------------------- */
 
 /* A call by its arguments: what a decode step uses. Views v in the order of the operation's own. */
-enum call_kind { CALL_EMBED, CALL_NORM, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_DECODE };
+enum call_kind { CALL_EMBED, CALL_NORM, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_ROPE_CACHE_WRITE, CALL_DECODE };
 struct call {
     enum call_kind kind;
     struct view v[8];
@@ -143,6 +143,7 @@ static enum code call_run(struct device *dev, const struct call *c)
     case CALL_ROPE: return RUN(inner->rope(dev, v[0], v[1], v[2], v[3], c->i));
     case CALL_ACT: return RUN(inner->act_fwd(dev, v[0], v[1], v[2], (enum mlp_kind)c->i));
     case CALL_CACHE_WRITE: return RUN(inner->cache_write(dev, &c->kv, v[0], v[1], v[2]));
+    case CALL_ROPE_CACHE_WRITE: return RUN(inner->rope_cache_write(dev, &c->kv, v[0], v[1], v[2], v[3], v[4], v[5], v[6]));
     case CALL_DECODE: return RUN(inner->attention_decode(dev, v[0], v[1], &c->kv, v[2], &c->args, c->i, c->scratch));
     }
     return fail(ERR_INTERNAL, "unknown call");
@@ -244,6 +245,14 @@ static enum code hostile_cache_write(struct device *dev, const struct kv_layer *
     NEED("cache_write", k, v, lens);
     TRY(need_cache("cache_write", dev, cache));
     return call_take(dev, (struct call){.kind = CALL_CACHE_WRITE, .v = {k, v, lens}, .kv = *cache});
+}
+
+static enum code hostile_rope_cache_write(struct device *dev, const struct kv_layer *cache, struct view q, struct view k, struct view v, struct view lens,
+                                          struct view cos_table, struct view sin_table, struct view pos)
+{
+    NEED("rope_cache_write", q, k, v, lens, cos_table, sin_table, pos);
+    TRY(need_cache("rope_cache_write", dev, cache));
+    return call_take(dev, (struct call){.kind = CALL_ROPE_CACHE_WRITE, .v = {q, k, v, lens, cos_table, sin_table, pos}, .kv = *cache});
 }
 
 static enum code hostile_attention_decode(struct device *dev, struct view o, struct view q, const struct kv_layer *cache, struct view lens,
@@ -370,7 +379,7 @@ static enum code hostile_cast(struct device *dev, void *y, enum dtype y_type, co
 
 #define OVER(op) table.op = hostile_##op;
 #define OVER_ALL(X)                                                                                                                  \
-    X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(attention_decode) X(matmul)     \
+    X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(rope_cache_write) X(attention_decode) X(matmul)     \
     X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip)       \
     X(adamw) X(axpy) X(fill) X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
 

@@ -88,6 +88,28 @@ enum code cpu_cache_write(struct device *dev, const struct kv_layer *cache, stru
     return OK;
 }
 
+/* [B,T,heads,D] whose rows are evenly spaced as [B*T,heads,D]. */
+static enum code as_rows(const char *name, struct view x, struct view *rows)
+{
+    if (x.nd != 4 || (x.n[0] > 1 && x.s[0] != x.n[1] * x.s[1]))
+        return fail(ERR_UNSUPPORTED, "rope_cache_write: the rows of %s are not evenly spaced", name);
+    *rows = view_3d(x.p, x.dtype, x.n[0] * x.n[1], x.n[2], x.n[3]);
+    rows->s[0] = x.s[1];
+    rows->s[1] = x.s[2];
+    return OK;
+}
+
+enum code cpu_rope_cache_write(struct device *dev, const struct kv_layer *cache, struct view q, struct view k, struct view v, struct view lens,
+                               struct view cos_table, struct view sin_table, struct view pos)
+{
+    struct view q_rows, k_rows;
+    TRY(as_rows("q", q, &q_rows));
+    TRY(as_rows("k", k, &k_rows));
+    TRY(cpu_rope(dev, q_rows, cos_table, sin_table, pos, 0));
+    TRY(cpu_rope(dev, k_rows, cos_table, sin_table, pos, 0));
+    return cpu_cache_write(dev, cache, k, v, lens);
+}
+
 /* ---- attention over the cache --------------------------------------------------------------------------------- */
 
 struct problem {

@@ -152,7 +152,9 @@ size_t cuda_cache_bytes(struct device *dev, int64_t B, int64_t G, int64_t S, int
     return 2 * tensor_bytes(B, G, S, D, dtype) + (size_t)(B * G * COUNTERS) * sizeof(unsigned);
 }
 
-enum code cuda_cache_write(struct device *dev, const struct kv_layer *cache, struct view k, struct view v, struct view lens)
+size_t cache_half(const struct kv_layer *cache) { return tensor_bytes(cache->B, cache->G, cache->S, cache->D, cache->dtype); }
+
+enum code cache_write_check(const struct kv_layer *cache, struct view k, struct view v, struct view lens)
 {
     const char *op = "cache_write";
     TRY(cuda_check_type(op, k));
@@ -163,6 +165,12 @@ enum code cuda_cache_write(struct device *dev, const struct kv_layer *cache, str
     TRY(check_rows(op, "v", v, k.dtype, cache->B, k.n[1], cache->G, cache->D));
     if (k.n[1] > cache->S)
         return fail(ERR_UNSUPPORTED, "%s: %lld positions at once; the cache has room for %lld", op, (long long)k.n[1], (long long)cache->S);
+    return OK;
+}
+
+enum code cuda_cache_write(struct device *dev, const struct kv_layer *cache, struct view k, struct view v, struct view lens)
+{
+    TRY(cache_write_check(cache, k, v, lens));
     if (cache->B * k.n[1] * cache->G == 0)
         return OK;
     if (cache->dtype == DT_BF16)

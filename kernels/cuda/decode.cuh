@@ -38,6 +38,10 @@ enum code decode_vector(struct device *dev, const decode_problem &p, enum dtype 
 size_t decode_mma_bytes(int64_t D, int rows, int *row_tile);
 size_t decode_vector_bytes(int64_t D, int rows, int *row_tile);
 
+/* decode.cu: the arguments of cache_write; bytes of a cache's K, after which V starts. */
+enum code cache_write_check(const struct kv_layer *cache, struct view k, struct view v, struct view lens) MUST_USE;
+size_t cache_half(const struct kv_layer *cache);
+
 /* In units of `unit` keys: positions [lo, hi) that the block's rows see, units [from, to) of them are this split's. */
 struct decode_range { int len, lo, hi, from, to; };
 __device__ __forceinline__ decode_range decode_range_of(const decode_problem &p, int b, int first_row, int rows, int split, int unit)

@@ -59,7 +59,7 @@ template <class T> enum code run(struct device *dev, const rope_rows &p, dim3 gr
 
 } // namespace
 
-enum code cuda_rope(struct device *dev, struct view x, struct view cos_table, struct view sin_table, struct view pos, int inverse)
+enum code rope_check(struct view x, struct view cos_table, struct view sin_table, struct view pos)
 {
     const char *op = "rope";
     TRY(cuda_check_type(op, x));
@@ -67,9 +67,16 @@ enum code cuda_rope(struct device *dev, struct view x, struct view cos_table, st
     TRY(cuda_check(op, "cos table", cos_table, DT_F32, 2, -1, -1, 0));
     TRY(cuda_check(op, "sin table", sin_table, DT_F32, 2, cos_table.n[0], cos_table.n[1], 0));
     TRY(cuda_check(op, "pos", pos, DT_I32, 1, x.n[0], -1, 0));
+    if (2 * cos_table.n[1] > x.n[2])
+        return fail(ERR_UNSUPPORTED, "%s: %lld rotary dims, but heads are %lld wide", op, (long long)(2 * cos_table.n[1]), (long long)x.n[2]);
+    return OK;
+}
+
+enum code cuda_rope(struct device *dev, struct view x, struct view cos_table, struct view sin_table, struct view pos, int inverse)
+{
+    const char *op = "rope";
+    TRY(rope_check(x, cos_table, sin_table, pos));
     const int64_t N = x.n[0], heads = x.n[1], half = cos_table.n[1];
-    if (2 * half > x.n[2])
-        return fail(ERR_UNSUPPORTED, "%s: %lld rotary dims, but heads are %lld wide", op, (long long)(2 * half), (long long)x.n[2]);
     if (N == 0 || heads == 0 || half == 0)
         return OK;
     if (heads > 65535 || half > INT32_MAX / 16)

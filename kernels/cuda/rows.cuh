@@ -119,6 +119,9 @@ static inline enum code grid_of(const char *op, int64_t n, int64_t per, unsigned
     return OK;
 }
 
+/* The arguments of rope: x [N,heads,D], tables of one shape, pos [N] (rope.cu). */
+enum code rope_check(struct view x, struct view cos_table, struct view sin_table, struct view pos) MUST_USE;
+
 /* to [C] += the sum of P rows of C floats, in a fixed order (bias.cu). */
 enum code columns_add(struct device *dev, float *to, const float *rows, int64_t P, int64_t C);
 
