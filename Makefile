@@ -92,7 +92,7 @@ PROGRAMS      := $(foreach p,$(PROGRAM_NAMES),$(if $(call has_main,$(p)),$(OUT)/
 
 HELPER_SRC := $(filter-out tests/canary.c tests/test_%.c,$(wildcard tests/*.c)) $(wildcard tests/reference/*.c)
 HELPER_OBJ := $(HELPER_SRC:%.c=$(OUT)/obj/%.o)
-TEST_SRC   := $(wildcard tests/test_*.c)
+TEST_SRC   := $(filter-out $(if $(CUDA_ON),,tests/test_cuda_%),$(wildcard tests/test_*.c))
 TESTS      := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 QUICK      := $(filter-out $(addprefix $(OUT)/tests/,$(TEST_SLOW)),$(TESTS))
 CANARY     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/canary.c))

@@ -43,3 +43,18 @@ $(OUT)/obj/tests/simt/%.o: tests/simt/%.cu tools/cuda.mk
 	$(Q)tools/nvcc-cached "$(NVCC_CACHE)" $@ $< -- $(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 	@grep -E 'warning|C75[0-9][0-9]' $@.ptxas || true
 $(OUT)/tests/cuda_sm90_probe: $(OUT)/obj/tests/simt/probe_sm90.o
+
+# The host side on a fake runtime (tests/cuda): its symbols take the place of cudart's, its cuBLASLt is found through the program's
+# run path, which dlopen searches too.
+FAKE_FLAGS := -isystem $(CUDA_HOME)/include
+$(OUT)/obj/tests/cuda/%.o $(OUT)/tests/fake/libcublasLt.so.%: ALL_CFLAGS += $(FAKE_FLAGS)
+CUBLAS_MAJOR := $(shell sed -n 's/^\#define CUBLAS_VER_MAJOR //p' $(CUDA_HOME)/include/cublas_api.h)
+FAKE_BLAS    := $(OUT)/tests/fake/libcublasLt.so.$(CUBLAS_MAJOR)
+$(FAKE_BLAS): tests/cuda/fake_blas.c tests/cuda/fake_cuda.h tools/cuda.mk
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -O2 $(ALL_CFLAGS) -fPIC -shared -Wl,-soname,$(@F) -o $@ $<
+$(OUT)/tests/test_cuda_host: $(OUT)/obj/tests/test_cuda_host.o $(OUT)/obj/tests/cuda/fake_cuda.o $(OUT)/libtests.a $(LIB) | $(FAKE_BLAS)
+	@mkdir -p $(@D)
+	$(call say,LD $@)
+	$(Q)$(CC) -rdynamic -Wl,-rpath,'$$ORIGIN/fake' -o $@ $^ $(ALL_LIBS) -lcmocka

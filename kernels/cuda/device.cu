@@ -156,6 +156,8 @@ enum code cuda_device_copy(struct device *dev, void *dst, const void *src, size_
         return OK;
     TRY(on_device(dst, &to));
     TRY(on_device(src, &from));
+    if (dev->own->recording && !(to && from))
+        return fail(ERR_INTERNAL, "device_copy: copies from or to the host cannot be recorded");
     if (to && !from)
         return staging_copy(&dev->own->staging, dev->own->stream, dst, src, bytes);
     if (to && from)

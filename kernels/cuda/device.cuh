@@ -25,6 +25,7 @@ struct staging {
 
 struct device_private {
     cudaStream_t stream;
+    int recording;               /* between graph_begin and graph_end: only operations, no copies from or to the host */
     struct staging staging;
     struct matmul_state *matmul; /* matmul.cu: the library's handle and what it chose for each shape; NULL until first used */
 };

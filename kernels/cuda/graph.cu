@@ -12,7 +12,7 @@ enum code cuda_graph_begin(struct device *dev, int *recording)
 {
     *recording = 0;
     TRY(cuda_result("graph_begin", cudaStreamBeginCapture(dev->own->stream, cudaStreamCaptureModeThreadLocal)));
-    *recording = 1;
+    *recording = dev->own->recording = 1;
     return OK;
 }
 
@@ -20,6 +20,7 @@ enum code cuda_graph_end(struct device *dev, struct graph **graph)
 {
     cudaGraph_t recorded = NULL;
     *graph = NULL;
+    dev->own->recording = 0;
     TRY(cuda_result("graph_end", cudaStreamEndCapture(dev->own->stream, &recorded)));
     struct graph *g = (struct graph *)calloc(1, sizeof *g);
     enum code c = g == NULL ? fail(ERR_MEMORY, "graph_end: out of memory") : cuda_result("graph_end", cudaGraphInstantiate(&g->exec, recorded, 0));
