@@ -100,28 +100,15 @@ template <int M, int N> __device__ __forceinline__ void fragments_store(uint32_t
         stmatrix_x4(tile + (uint32_t)(i / 4 * N * 128 + at * 128 + (((first + 2 * i + (lane >> 4)) & 7) ^ (at & 7)) * 16), a[i]);
 }
 
-/* C columns of 64 rows of dQ: dS K, added to `to` (the fragments of the first column). Meanwhile waits for dV and dK of this step and lets Q
- * and dO go. a: dS^T, N keys by 64 queries; b: K from that column on. The first `skip` groups of 8 columns are not added. */
-template <int D, int M, int N, int C> __device__ __forceinline__ void dq_add(float *to, uint64_t a, uint64_t b, uint32_t q_empty, uint32_t dout_empty, int skip = 0)
+/* 64 keys by C queries of S^T or dP^T: `keys` has D columns of N rows, `queries` of M. */
+template <int D, int N, int M, int C> __device__ __forceinline__ void scores_issue(float (&s)[C / 2], uint64_t keys, uint64_t queries)
 {
-    float dq[C / 2];
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < N / 16; i++)
-        wgmma_ss<C, 1, 1>(dq, a + columns_step<M, N>(i), b + columns_step<D, N>(i), i != 0);
+    for (int i = 0; i < D / 16; i++)
+        wgmma_ss<C, 0, 0>(s, keys + rows_step<D, N>(i), queries + rows_step<D, M>(i), i != 0);
     wgmma_commit();
-    wgmma_wait<1>();
-    __syncwarp(); /* every lane has read its statistics */
-    if ((threadIdx.x & 31) == 0)
-        mbarrier_arrive(q_empty), mbarrier_arrive(dout_empty);
-    wgmma_wait<0>();
-    wgmma_keep(dq);
-#pragma unroll
-    for (int i = 0; i < C / 8; i++)
-        if (i >= skip)
-            red_add_f32x4(to + dq_index(i, threadIdx.x % 128), dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
 }
-
 /* S^T becomes P^T: exp2 of it less the column's lse, which is -(-inf) where P must be 0. lse: of the lane's first column. */
 template <int M> __device__ __forceinline__ void probabilities(float (&s)[M / 2], const float *lse_at, float scale_log2)
 {
@@ -152,6 +139,31 @@ template <int D, int M> __device__ __forceinline__ void gradient_issue(float (&d
     for (int i = 0; i < M / 16; i++)
         wgmma_rs<D, 1>(d, a[i], columns_operand<D, M>(tile) + columns_step<D, M>(i), 1);
     wgmma_commit();
+}
+
+/* C columns of 64 rows of dQ: dS K. a: dS^T, N keys by 64 queries; b: K from the first of the columns on. */
+template <int D, int M, int N, int C> __device__ __forceinline__ void dq_issue(float (&dq)[C / 2], uint64_t a, uint64_t b)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < N / 16; i++)
+        wgmma_ss<C, 1, 1>(dq, a + columns_step<M, N>(i), b + columns_step<D, N>(i), i != 0);
+    wgmma_commit();
+}
+/* Adds them to the fragments at `to`, but for the first `skip` groups of 8 columns. */
+template <int C> __device__ __forceinline__ void dq_add(float *to, const float (&dq)[C], int skip)
+{
+#pragma unroll
+    for (int i = 0; i < C / 4; i++)
+        if (i >= skip)
+            red_add_f32x4(to + dq_index(i, threadIdx.x % 128), dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+}
+/* The warp is done with a stage of Q, dO and the statistics. */
+__device__ __forceinline__ void stage_release(const bwd_bars &bar, int stage)
+{
+    __syncwarp(); /* every lane has read its statistics */
+    if ((threadIdx.x & 31) == 0)
+        mbarrier_arrive(bar.q_empty(stage)), mbarrier_arrive(bar.dout_empty(stage));
 }
 
 } // namespace

@@ -9,16 +9,16 @@
  *   P^T  = exp2(scale log2(e) S^T - log2(e) lse),  dS^T = P^T (dP^T - delta)
  *   dV  += P^T dO     dK += dS^T Q        P^T, dS^T from registers as bf16 (fragments_of), dO and Q transposed by their descriptors
  *   dQ   = dS K       dS^T goes through shared memory (two buffers), where it is the transposed A operand
- * dQ's products are shared evenly: for M = 64 a warpgroup computes half of the columns (D = 96: both 64, the shared 32
- * are added by the first), for M = 128 half of the rows. They
- * are added to p.dq_sum, whose order within 64 rows is that of the fragments (dq_index), so that every addition is 16 bytes
- * of 512 that a warp adds in one piece. scale is left to the last step of dK and dQ.
+ * dQ's products are shared evenly: for M = 64 a warpgroup computes half of the columns (D = 96: both compute 64, the shared 32 are added
+ * by the first), for M = 128 half of the rows. They are added to p.dq_sum, whose order within 64 rows is that of the fragments (dq_index), so that
+ * every addition is 16 bytes of 512 that a warp adds in one piece. scale is left to the last step of dK and dQ.
  *
- * One barrier of the consumers per step: both halves of dS^T are written. A buffer of dS^T is written again two steps later, and nobody
- * gets past the barrier in between before the products that read it are done.
+ * Overlap: exponentials run under dP's product, dS under dV's, the additions to dQ under the next S. The order of issue per step is dP, dV, dK,
+ * dQ, next S. One barrier of the consumers per step: both halves of dS^T are written. A buffer of dS^T is written again two steps later, and
+ * nobody gets past the barrier in between before the products that read it are done.
  *
- * Limit: 5 products of M N D per step, 5 * M N D / 2048 cycles (2560 at D = 128), M N / 16 cycles of exponentials (512) and as many again for
- * the rest of P and dS, which overlap only as far as the two warpgroups drift apart. */
+ * Limit: 5 products of M N D per step, 5 * M N D / 2048 cycles (2560 at D = 128), M N / 16 cycles of exponentials (512) and about as many for
+ * the rest of P and dS. S and dP with M = 64 read both operands at the full rate of shared memory (4 KiB per 32 cycles). */
 #ifndef GQAKIT_KERNELS_CUDA_ATTENTION_BWD_SM90_CUH
 #define GQAKIT_KERNELS_CUDA_ATTENTION_BWD_SM90_CUH
 
@@ -49,72 +49,75 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
     for (int i = 0; i < D / 2; i++)
         dk[i] = dv[i] = 0;
     mbarrier_wait(bar.kv_full(), 0);
-    unsigned step = 0;
-    for (int h = tile.g * p.R; h < (tile.g + 1) * p.R; h++)
-        for (int t0 = all.visit.lo / M * M; t0 < all.visit.hi; t0 += M, step++) {
-            const int stage = stage_of(step);
-            const uint32_t q = smem + shape::q + stage * shape::q_bytes, dout = smem + shape::dout + stage * shape::q_bytes;
-            const float *stats = (const float *)(bytes + shape::stats + stage * shape::stats_bytes) + 2 * (lane & 3);
-            float s[M / 2], dp[M / 2];
-            uint32_t a[M / 16][4], b[M / 16][4];
-            mbarrier_wait(bar.q_full(stage), parity_of(step));
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-                wgmma_ss<M, 0, 0>(s, k + rows_step<D, N>(i), rows_operand<D, M>(q) + rows_step<D, M>(i), i != 0);
-            wgmma_commit();
-            mbarrier_wait(bar.dout_full(stage), parity_of(step));
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-                wgmma_ss<M, 0, 0>(dp, v + rows_step<D, N>(i), rows_operand<D, M>(dout) + rows_step<D, M>(i), i != 0);
-            wgmma_commit();
-            mbarrier_wait(bar.stats_full(stage), parity_of(step));
+    const int first = all.visit.lo / M * M, steps = p.R * ((all.visit.hi - first + M - 1) / M);
+    float s[M / 2];
+    if (steps > 0) {
+        mbarrier_wait(bar.q_full(0), 0);
+        scores_issue<D, N, M, M>(s, k, rows_operand<D, M>(smem + shape::q));
+        wgmma_wait<0>();
+        wgmma_keep(s);
+    }
+    int h = tile.g * p.R, t0 = first;
+    for (int step = 0; step < steps; step++) {
+        const int stage = stage_of(step);
+        const uint32_t q = smem + shape::q + stage * shape::q_bytes, dout = smem + shape::dout + stage * shape::q_bytes;
+        const float *stats = (const float *)(bytes + shape::stats + stage * shape::stats_bytes) + 2 * (lane & 3);
+        float dp[M / 2];
+        uint32_t a[M / 16][4], b[M / 16][4];
+        mbarrier_wait(bar.dout_full(stage), parity_of(step));
+        scores_issue<D, N, M, M>(dp, v, rows_operand<D, M>(dout));
+        mbarrier_wait(bar.stats_full(stage), parity_of(step));
+        if (t0 < all.seen.lo || t0 + M > all.seen.hi)
+            mask_columns<M>(s, t0, row_queries);
+        probabilities<M>(s, stats, scale_log2);
+        if (EARLY) {
+            fragments_of<M>(a, s);
+            gradient_issue<D, M>(dv, a, dout);
             wgmma_wait<1>();
-            wgmma_keep(s);
-            if (t0 < all.seen.lo || t0 + M > all.seen.hi)
-                mask_columns<M>(s, t0, row_queries);
-            probabilities<M>(s, stats, scale_log2);
-            if (EARLY) {
-                fragments_of<M>(a, s);
-                gradient_issue<D, M>(dv, a, dout);
-                wgmma_wait<1>();
-            } else
-                wgmma_wait<0>();
-            wgmma_keep(dp);
+        } else
+            wgmma_wait<0>();
+        wgmma_keep(dp);
 #pragma unroll
-            for (int i = 0; i < M / 16; i++) {
-                score_gradients<M>(dp, s, stats + M, 2 * i);
-                score_gradients<M>(dp, s, stats + M, 2 * i + 1);
-                fragment_of(b[i], dp, i);
-                if (!EARLY)
-                    fragment_of(a[i], s, i);
-            }
+        for (int i = 0; i < M / 16; i++) {
+            score_gradients<M>(dp, s, stats + M, 2 * i);
+            score_gradients<M>(dp, s, stats + M, 2 * i + 1);
+            fragment_of(b[i], dp, i);
             if (!EARLY)
-                gradient_issue<D, M>(dv, a, dout);
-            const uint32_t ds = smem + shape::ds + (step & 1) * shape::ds_bytes;
-            if (DQ) {
-                fragments_store<M, N>(ds, b, row, 0);
-                fence_async_shared();
-            }
-            gradient_issue<D, M>(dk, b, q);
-            if (DQ) {
-                named_barrier_sync(1, 256);
-                const uint64_t ds_columns = columns_operand<M, N>(ds), k_columns = columns_operand<D, N>(smem + shape::k);
-                float *to = p.dq_sum + (((int64_t)tile.b * p.H + h) * p.Tp + t0) * D;
-                if (D == 64)
-                    dq_add<D, M, N, 64>(to + w * 64 * D, ds_columns + (w * N * 128 >> 4), k_columns, bar.q_empty(stage), bar.dout_empty(stage));
-                else if (D == 128)
-                    dq_add<D, M, N, 64>(to + dq_index(8 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage));
-                else
-                    dq_add<D, M, N, 64>(to + dq_index(4 * w, 0), ds_columns, k_columns + (w * PANEL >> 4), bar.q_empty(stage), bar.dout_empty(stage), 4 * w);
-            } else {
-                wgmma_wait<0>();
-                __syncwarp();
-                if (lane == 0)
-                    mbarrier_arrive(bar.q_empty(stage)), mbarrier_arrive(bar.dout_empty(stage));
-            }
+                fragment_of(a[i], s, i);
         }
+        if (!EARLY)
+            gradient_issue<D, M>(dv, a, dout);
+        const uint32_t ds = smem + shape::ds + (step & 1) * shape::ds_bytes;
+        if (DQ) {
+            fragments_store<M, N>(ds, b, row, 0);
+            fence_async_shared();
+        }
+        gradient_issue<D, M>(dk, b, q);
+        float dq[32];
+        if (DQ) {
+            named_barrier_sync(1, 256);
+            dq_issue<D, M, N, 64>(dq, columns_operand<M, N>(ds) + (D == 64 ? w * N * 128 >> 4 : 0),
+                                  columns_operand<D, N>(smem + shape::k) + (D == 64 ? 0 : w * PANEL >> 4));
+        }
+        wgmma_wait<DQ ? 1 : 0>(); /* dV and dK are done, so there are registers for what follows */
+        stage_release(bar, stage);
+        /* The next S^T; at the end this one again, lest the products depend on a branch (nobody writes to the stage any more). */
+        const int next = step + 1 < steps ? stage_of(step + 1) : stage;
+        if (step + 1 < steps)
+            mbarrier_wait(bar.q_full(next), parity_of(step + 1));
+        scores_issue<D, N, M, M>(s, k, rows_operand<D, M>(smem + shape::q + next * shape::q_bytes));
+        if (DQ) {
+            float *to = p.dq_sum + (((int64_t)tile.b * p.H + h) * p.Tp + t0) * D;
+            wgmma_wait<1>();
+            wgmma_keep(dq);
+            dq_add(to + (D == 64 ? w * 64 * D : dq_index((D == 128 ? 8 : 4) * w, 0)), dq, D == 96 ? 4 * w : 0);
+        }
+        wgmma_wait<0>();
+        wgmma_keep(s);
+        t0 += M;
+        if (t0 >= all.visit.hi)
+            t0 = first, h++;
+    }
     wgmma_wait<0>();
     wgmma_keep(dk);
     wgmma_keep(dv);

@@ -45,17 +45,9 @@ template <bool DQ> __device__ __forceinline__ void bwd_consume_wide(const attent
             float s[16], dp[16];
             uint32_t a[2][4];
             mbarrier_wait(bar.q_full(stage), parity_of(step));
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-                wgmma_ss<32, 0, 0>(s, k + rows_step<D, N>(i), rows_operand<D, M>(q + w * 32 * panel<D>::row) + rows_step<D, M>(i), i != 0);
-            wgmma_commit();
+            scores_issue<D, N, M, 32>(s, k, rows_operand<D, M>(q + w * 32 * panel<D>::row));
             mbarrier_wait(bar.dout_full(stage), parity_of(step));
-            wgmma_fence();
-#pragma unroll
-            for (int i = 0; i < D / 16; i++)
-                wgmma_ss<32, 0, 0>(dp, v + rows_step<D, N>(i), rows_operand<D, M>(dout + w * 32 * panel<D>::row) + rows_step<D, M>(i), i != 0);
-            wgmma_commit();
+            scores_issue<D, N, M, 32>(dp, v, rows_operand<D, M>(dout + w * 32 * panel<D>::row));
             mbarrier_wait(bar.stats_full(stage), parity_of(step));
             wgmma_wait<1>();
             wgmma_keep(s);
@@ -81,14 +73,15 @@ template <bool DQ> __device__ __forceinline__ void bwd_consume_wide(const attent
             for (int i = 0; i < M / 16; i++)
                 wgmma_ss<128, 0, 1>(dk, rows_operand<M, N>(ds) + rows_step<M, N>(i), columns_operand<D, M>(q + w * HALF) + columns_step<D, M>(i), 1);
             wgmma_commit();
+            float dq[64];
             if (DQ)
-                dq_add<D, M, N, 128>(p.dq_sum + (((int64_t)tile.b * p.H + h) * p.Tp + t0) * D + dq_index(16 * w, 0), columns_operand<M, N>(ds),
-                                     columns_operand<D, N>(smem + shape::k + w * HALF), bar.q_empty(stage), bar.dout_empty(stage));
-            else {
+                dq_issue<D, M, N, 128>(dq, columns_operand<M, N>(ds), columns_operand<D, N>(smem + shape::k + w * HALF));
+            wgmma_wait<DQ ? 1 : 0>();
+            stage_release(bar, stage);
+            if (DQ) {
                 wgmma_wait<0>();
-                __syncwarp();
-                if (lane == 0)
-                    mbarrier_arrive(bar.q_empty(stage)), mbarrier_arrive(bar.dout_empty(stage));
+                wgmma_keep(dq);
+                dq_add(p.dq_sum + (((int64_t)tile.b * p.H + h) * p.Tp + t0) * D + dq_index(16 * w, 0), dq, 0);
             }
         }
     wgmma_wait<0>();
