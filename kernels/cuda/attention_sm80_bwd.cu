@@ -64,10 +64,31 @@ template <int ROWS> __device__ __forceinline__ void row_info_put(rows_info<ROWS>
     info->seg[threadIdx.x] = r.seg;
 }
 
-/* Scores s'[16 keys][8 N rows], rows from `first` of the tile, become P'. key: this lane's first, the other is key + 8; what rows they are
- * seen by matters in tiles that are not whole and is computed there rather than kept in registers. */
-template <int N, int ROWS>
-__device__ __forceinline__ void scores_exp(float (&s)[1][N][4], const rows_info<ROWS> *info, int first, const bwd_params &f, int b, int key, int whole)
+/* Bit 4 j + e is set where element s[0][j][e] of scores s'[16 keys][8 N rows], rows from `first` of the tile, is invisible. key: this
+ * lane's first, the other is key + 8. Made before the scores are, while registers are free, and in tiles that are not whole alone. */
+template <int N, int ROWS> __device__ __forceinline__ uint32_t scores_hidden(const rows_info<ROWS> *info, int first, const attention_problem &p, int b, int key)
+{
+    const int column = first + (threadIdx.x & 3) * 2;
+    uint32_t hidden = 0;
+    static_assert(N <= 8, "one word of bits");
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int s = key + 8 * half, seg = p.seg_k != NULL ? p.seg_k[b * p.seg_k_batch + min(s, p.S - 1)] : 0;
+        const key_range rows = attention_queries(p, s, s + 1);
+        const unsigned count = s < p.S ? (unsigned)(rows.hi - rows.lo) : 0;
+#pragma unroll
+        for (int j = 0; j < N; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                const int row = column + 8 * j + e;
+                if ((unsigned)(info->t[row] - rows.lo) >= count || info->seg[row] != seg)
+                    hidden |= 1u << (4 * j + 2 * half + e);
+            }
+    }
+    return hidden;
+}
+/* Scores become P'. */
+template <int N, int ROWS> __device__ __forceinline__ void scores_exp(float (&s)[1][N][4], const rows_info<ROWS> *info, int first, float scale2, uint32_t hidden)
 {
     const int column = first + (threadIdx.x & 3) * 2;
 #pragma unroll
@@ -75,23 +96,15 @@ __device__ __forceinline__ void scores_exp(float (&s)[1][N][4], const rows_info<
         const float2 lse2 = *reinterpret_cast<const float2 *>(info->lse2 + column + 8 * j);
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            s[0][j][e] = exp2_approx(fmaf(s[0][j][e], f.scale2, e & 1 ? -lse2.y : -lse2.x));
+            s[0][j][e] = exp2_approx(fmaf(s[0][j][e], scale2, e & 1 ? -lse2.y : -lse2.x));
     }
-    if (whole)
-        return;
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int at = key + 8 * half, seg = f.p.seg_k != NULL ? f.p.seg_k[b * f.p.seg_k_batch + min(at, f.p.S - 1)] : 0;
-        const key_range rows = attention_queries(f.p, at, at + 1);
-        const unsigned count = at < f.p.S ? (unsigned)(rows.hi - rows.lo) : 0;
+    if (hidden != 0) {
 #pragma unroll
         for (int j = 0; j < N; j++)
 #pragma unroll
-            for (int e = 0; e < 2; e++) {
-                const int row = column + 8 * j + e;
-                if ((unsigned)(info->t[row] - rows.lo) >= count || info->seg[row] != seg)
-                    s[0][j][2 * half + e] = 0.0f;
-            }
+            for (int e = 0; e < 4; e++)
+                if (hidden >> (4 * j + e) & 1)
+                    s[0][j][e] = 0.0f;
     }
 }
 /* dS' = P' (dP' - delta), in place of dP'. */
@@ -122,7 +135,7 @@ __device__ __forceinline__ void dq_add(const bwd_params &f, uint32_t at, int b, 
 {
     const attention_problem &p = f.p;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-    const int row = warp % shape::ROW_WARPS * 32, column = warp / shape::ROW_WARPS * shape::COLUMNS;
+    const int row = shape::ROW_WARPS > 1 ? warp % shape::ROW_WARPS * 32 : 0, column = warp / shape::ROW_WARPS * shape::COLUMNS;
     const uint32_t ds_at = fragment_at<shape::ROWS>(fragment_by_chunks<shape::ROWS>(at + shape::DS), 0, row / 8);
     const uint32_t k_at = fragment_at<W>(fragment_by_rows<W>(at + shape::K), 0, column / 8);
     float dq[2][shape::COLUMNS / 8][4];
@@ -161,23 +174,24 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
     const attention_problem &p = f.p;
     SMEM(unsigned char, smem);
     const uint32_t at = smem_addr(smem);
-    const int warp = threadIdx.x >> 5, own = warp % GROUPS * 16, part = warp / GROUPS, part_row = part * (ROWS / SPLIT);
+    const int warp = threadIdx.x >> 5, own = (SPLIT > 1 ? warp % GROUPS : warp) * 16, part = SPLIT > 1 ? warp / GROUPS : 0, part_row = part * (ROWS / SPLIT);
     const int bg = blockIdx.x / f.tiles, b = bg / p.G, g = bg % p.G, s0 = (int)(blockIdx.x % f.tiles) * KEYS;
     const tile_range seen = range_of_keys(p, b, s0, min(s0 + KEYS, p.S), s0 + KEYS <= p.S);
-    const int end = seen.hi * p.R;
+    const int begin = min(seen.lo, p.T) * p.R, end = min(seen.hi, p.T) * p.R; /* packed rows */
+    const int inner_begin = min(seen.inner_lo, p.T) * p.R, inner_end = min(seen.inner_hi, p.T) * p.R;
     const bf16 *q = (const bf16 *)p.q.p + b * p.q.batch, *dout = (const bf16 *)p.dout.p + b * p.dout.batch;
     rows_info<ROWS> *info = reinterpret_cast<rows_info<ROWS> *>(smem + shape::INFO);
 
-    if (seen.lo < seen.hi) {
+    if (begin < end) {
         const bf16 *k = (const bf16 *)p.k.p + b * p.k.batch + g * p.k.head + s0 * p.k.row;
         const bf16 *v = (const bf16 *)p.v.p + b * p.v.batch + g * p.v.head + s0 * p.v.row;
         tile_load<W, KEYS, THREADS>(at + shape::K, tile_source<W, THREADS>(k, p.k.row), p.k.row, p.S - s0, p.D);
         tile_load<W, KEYS, THREADS>(at + shape::V, tile_source<W, THREADS>(v, p.v.row), p.v.row, p.S - s0, p.D);
-        tile_load_packed<W, ROWS, THREADS>(at + shape::Q, q, p.q, f.by_r, p.R, g, seen.lo * p.R, end, p.D);
-        tile_load_packed<W, ROWS, THREADS>(at + shape::DOUT, dout, p.dout, f.by_r, p.R, g, seen.lo * p.R, end, p.D);
+        tile_load_packed<W, ROWS, THREADS>(at + shape::Q, q, p.q, f.by_r, p.R, g, begin, end, p.D);
+        tile_load_packed<W, ROWS, THREADS>(at + shape::DOUT, dout, p.dout, f.by_r, p.R, g, begin, end, p.D);
         cp_async_commit();
         if ((int)threadIdx.x < ROWS)
-            row_info_put(info, row_info_load(f, b, g, seen.lo * p.R + (int)threadIdx.x, end));
+            row_info_put(info, row_info_load(f, b, g, begin + (int)threadIdx.x, end));
     }
     const uint32_t k_at = fragment_by_rows<W>(at + shape::K + own * W * 2), v_at = fragment_by_rows<W>(at + shape::V + own * W * 2);
     uint32_t k_kept[KEPT ? W / 16 : 1][1][4], v_kept[KEPT ? W / 16 : 1][1][4];
@@ -186,7 +200,7 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
     fragment_zero(dv);
 
     int stage = 0; /* bytes */
-    for (int n = seen.lo * p.R; n < end; n += ROWS) {
+    for (int n = begin; n < end; n += ROWS) {
         const int next = n + ROWS;
         const uint32_t q_at = at + shape::Q + stage, dout_at = at + shape::DOUT + stage;
         float s[1][N][4], dp[1][N][4];
@@ -197,21 +211,22 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
             tile_load_packed<W, ROWS, THREADS>(at + shape::DOUT + (stage ^ shape::TILE), dout, p.dout, f.by_r, p.R, g, next, end, p.D);
             cp_async_commit();
         }
-        if (KEPT && n == seen.lo * p.R)
+        if (KEPT && n == begin)
 #pragma unroll
             for (int c = 0; c < W / 16; c++) {
                 ldmatrix_x4(k_kept[KEPT ? c : 0][0], fragment_at<W>(k_at, 0, 2 * c));
                 ldmatrix_x4(v_kept[KEPT ? c : 0][0], fragment_at<W>(v_at, 0, 2 * c));
             }
         const uint32_t q_rows = fragment_by_chunks<W>(q_at + part_row * W * 2), dout_rows = fragment_by_chunks<W>(dout_at + part_row * W * 2);
-        const int whole = divide(f.by_r, n) >= seen.inner_lo && divide(f.by_r, min(next, end) - 1) < seen.inner_hi;
+        const int whole = n >= inner_begin && min(next, end) <= inner_end;
+        const uint32_t hidden = whole ? 0 : scores_hidden<N>(info, part_row, p, b, s0 + own + (int)(threadIdx.x >> 2 & 7));
         fragment_zero(s);
         fragment_zero(dp);
         if (KEPT)
             product_rows_kept<W>(s, k_kept, q_rows);
         else
             product_rows<W>(s, k_at, q_rows);
-        scores_exp(s, info, part_row, f, b, s0 + own + (int)(threadIdx.x >> 2 & 7), whole);
+        scores_exp(s, info, part_row, f.scale2, hidden);
         if (KEPT)
             product_rows_kept<W>(dp, v_kept, dout_rows);
         else
@@ -261,7 +276,7 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
         if ((int)threadIdx.x < ROWS)
             more = row_info_load(f, b, g, next + (int)threadIdx.x, end);
         if (WITH_DQ)
-            dq_add<shape, W>(f, at, b, g, n, end);
+            dq_add<shape, W>(f, address_again(at), b, g, n, end);
         if ((int)threadIdx.x < ROWS)
             row_info_put(info, more);
         if (STAGES == 2)

@@ -20,7 +20,7 @@ enum code cuda_device_open(struct device **dev, const struct device_options *opt
     CHECK(d != NULL);
     d->arch = open_arch;
     d->sm_count = SIMT_SMS;
-    d->smem_max = open_arch >= 90 ? 232448 : 166912; /* 227 KB, 163 KB */
+    d->smem_max = open_arch >= 90 ? 232448 : open_arch > 80 ? 101376 : 166912; /* 227, 99, 163 KB */
     d->work_bytes = CUDA_WORK_BYTES;
     d->work = (char *)simt_alloc(d->work_bytes, 0);
     snprintf(d->name, sizeof d->name, "simt executor, sm_%d", open_arch);
@@ -195,6 +195,6 @@ const struct backend *simt_backend(void)
 
 void simt_open_as(int arch)
 {
-    CHECK(arch == 80 || arch == 90);
+    CHECK(arch == 80 || arch == 86 || arch == 90);
     CUDA_NS::open_arch = arch;
 }
