@@ -79,7 +79,9 @@ static void one_norm(enum dtype type, enum norm_kind kind, int64_t N, int64_t C,
         base[i] += 3; /* a mean to subtract */
     struct tensor x = tensor_of(type, N, C, gap, base), r = tensor_random(type, N, C, gap, 12, 1);
     struct tensor y = tensor_output(type, N, C, gap), sum = alias == SUM_IS_X ? x : alias == SUM_IS_RESIDUAL ? r : tensor_output(type, N, C, gap);
-    struct view w = tensor_vector(w64, DT_F32, C), b = has_b ? tensor_vector(b64, DT_F32, C) : view_none();
+    if (alias == NO_SUM && N == 1)
+        w64 = NULL; /* weights 1 */
+    struct view w = w64 != NULL ? tensor_vector(w64, DT_F32, C) : view_none(), b = has_b ? tensor_vector(b64, DT_F32, C) : view_none();
     struct view mean = case_output(DT_F32, 1, &N), rstd = case_output(DT_F32, 1, &N);
     double *in = tensor_doubles(N * C), *y64 = tensor_doubles(N * C), *mean64 = tensor_doubles(N), *rstd64 = tensor_doubles(N);
     for (int64_t i = 0; i < N * C; i++)
@@ -176,6 +178,27 @@ static void test_norm_rows(void **state)
         }
 }
 
+/* Statistics that nobody wants, and no rows at all. */
+static void test_absent(void **state)
+{
+    (void)state;
+    const struct backend *k = case_backend();
+    const int64_t N = 5, C = 24;
+    const struct view none = view_none();
+    double *truth = tensor_doubles(N * C);
+    struct tensor x = tensor_random(DT_BF16, N, C, 8, 1, 1), y = tensor_output(DT_BF16, N, C, 8);
+    ref_norm(truth, NULL, NULL, x.x, NULL, NULL, N, C, NORM_RMS, 1e-5);
+    assert_ok(k->norm_fwd(case_device(), y.v, none, none, none, x.v, none, none, none, NORM_RMS, 1e-5f));
+    tensor_expect("no statistics", DT_BF16, tensor_get(y), truth, N * C, 2e-5);
+    struct view empty = view_slice(y.v, 0, 0, 0), zero = view_1d(y.v.p, DT_F32, 0);
+    assert_ok(k->norm_fwd(case_device(), empty, none, zero, zero, empty, none, none, none, NORM_RMS, 1e-5f));
+    assert_ok(k->norm_bwd(case_device(), empty, none, none, empty, none, empty, none, none, zero, NORM_RMS));
+    assert_ok(k->act_fwd(case_device(), empty, none, empty, MLP_RELU));
+    assert_ok(k->bias_grad(case_device(), view_1d(y.v.p, DT_F32, C), empty));
+    assert_int_equal(case_faults(), 0);
+    tensors_free();
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -194,6 +217,6 @@ static void test_refusals(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_closed_form), cmocka_unit_test(test_norm_widths), cmocka_unit_test(test_norm_kinds),
-                                       cmocka_unit_test(test_norm_rows), cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_norm_rows), cmocka_unit_test(test_absent), cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
