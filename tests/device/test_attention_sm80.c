@@ -1,6 +1,8 @@
 /* bf16 attention with mma.sync, as on an A100: every case forward and backward, dQ by addition and in deterministic mode. */
 #include "attention_device_case.h"
 
+#include <math.h>
+
 #define CAUSAL .causal = 1, .window_left = -1, .window_right = -1
 
 static int open_80(void **state)
@@ -69,6 +71,37 @@ static void test_repeat(void **state)
     attention_device_check_repeat(&c, DT_BF16);
 }
 
+/* The largest score is the smallest product when the scale is negative, and there is none when it is 0. */
+static void test_any_scale(void **state)
+{
+    (void)state;
+    enum { T = 70, D = 40 };
+    static const double scales[] = {-0.3, 0, 1e-30, 2};
+    double *q = calloc(4 * T * D, sizeof *q), *k = q + T * D, *v = k + T * D, *o = v + T * D;
+    double *got = calloc(T * D, sizeof *got), lse[T], lse_got[T];
+    assert_non_null(q);
+    assert_non_null(got);
+    for (int i = 0; i < 3 * T * D; i++)
+        q[i] = sin(0.7 * i) + (i % 11 == 0 ? 2 : 0);
+    for (size_t n = 0; n < COUNT_OF(scales); n++) {
+        const struct ref_attention a = {1, T, T, 1, 1, D, scales[n], 1, 0, -1, -1, NULL, NULL};
+        const struct attention_args args = {.mask = attention_mask_causal(), .scale = (float)scales[n]};
+        const int64_t shape[] = {1, T, 1, D};
+        struct view vq = case_upload(q, DT_BF16, 4, shape), vk = case_upload(k, DT_BF16, 4, shape), vv = case_upload(v, DT_BF16, 4, shape);
+        struct view vo = case_output(DT_BF16, 4, shape), vlse = case_output(DT_F32, 3, (int64_t[]){1, 1, T});
+        ref_attention_fwd(&a, o, lse, q, k, v);
+        assert_int_equal(case_backend()->attention_fwd(case_device(), vo, vlse, vq, vk, vv, &args, case_bytes(256)), OK);
+        case_download(got, vo);
+        case_download(lse_got, vlse);
+        case_expect_near("o", got, o, T * D, 0.01, 0.01);
+        case_expect_near("lse", lse_got, lse, T, 1e-4, 1e-5);
+        case_free();
+    }
+    free(q);
+    free(got);
+    assert_int_equal(case_faults(), 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -76,6 +109,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup(test_deterministic, open_80),
         cmocka_unit_test_setup(test_backward_alone, open_80),
         cmocka_unit_test_setup(test_repeat, open_80),
+        cmocka_unit_test_setup(test_any_scale, open_80),
         cmocka_unit_test(test_less_shared_memory),
     };
     return case_main(argc, argv, tests, COUNT_OF(tests));
