@@ -1,6 +1,8 @@
-/* Which backend runs: the table of each is generated from KERNEL_OPS. */
+/* Which backend runs: the table of each is generated from KERNEL_OPS. What "auto" means can be set: GQAKIT_DEVICE=cpu|cuda in the
+ * environment. */
 #include "kernels.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #define KERNEL_SLOT(op) .op = cpu_##op,
@@ -23,6 +25,9 @@ static enum code find_cuda(const struct backend **backend)
 
 enum code backend_find(const char *name, const struct backend **backend)
 {
+    const char *set = getenv("GQAKIT_DEVICE");
+    if (strcmp(name, "auto") == 0 && set != NULL && *set != 0 && strcmp(set, "auto") != 0)
+        return fail_in(backend_find(set, backend), "GQAKIT_DEVICE");
     *backend = &backend_cpu;
     if (strcmp(name, "cpu") == 0)
         return OK;

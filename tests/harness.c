@@ -22,6 +22,9 @@ int harness_main(int argc, char **argv, const struct CMUnitTest *tests, size_t n
 {
     harness_boot(argc, argv);
     host_threads_set(0);
+    /* Programs started by a test compute on the CPU, or where GQAKIT_TEST_DEVICE says. */
+    const char *device = getenv("GQAKIT_TEST_DEVICE");
+    setenv("GQAKIT_DEVICE", device && *device ? device : "cpu", 1);
     ssize_t k = readlink("/proc/self/exe", self_dir, sizeof self_dir - 1);
     if (k > 0) {
         self_dir[k] = 0;

@@ -23,8 +23,8 @@
 #define assert_f32(name, got, want, n, rtol, atol) \
     assert_true(compare_f32((name), (got), (want), (n), (rtol), (atol)))
 
-/* Runs the tests and returns the exit status of the program. Calls harness_boot, host_threads_set(0); removes the
- * temporary directory. An argument is a cmocka filter: build/tests/test_x 'test_name*'. */
+/* Runs the tests and returns the exit status of the program. Calls harness_boot, host_threads_set(0); sets GQAKIT_DEVICE, what
+ * `--device auto` means, to GQAKIT_TEST_DEVICE (default cpu); removes the temporary directory. An argument is a cmocka filter: build/tests/test_x 'test_name*'. */
 int harness_main(int argc, char **argv, const struct CMUnitTest *tests, size_t n);
 int harness_run(const struct CMUnitTest *tests, size_t n); /* the same without arguments */
 /* Called first thing in main: kernels_boot, which may execute the program again. A test may define its own. */

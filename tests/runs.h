@@ -1,4 +1,5 @@
-/* Runs of gqa-uptrain on a tiny random model (H=6, G=3, D=8, C=24, 2 layers, byte text made here) for the tests that need one. */
+/* Runs of gqa-uptrain on a tiny random model (H=6, G=3, D=8, C=24, 2 layers, byte text made here) for the tests that need one. They run
+ * where GQAKIT_TEST_DEVICE says (harness.h). */
 #ifndef GQAKIT_TESTS_RUNS_H
 #define GQAKIT_TESTS_RUNS_H
 

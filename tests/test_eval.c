@@ -1,5 +1,5 @@
 /* gqa-eval as its users run it, on a tiny checkpoint: the commands agree with each other and with themselves, and refuse what is
- * wrong. The arithmetic itself is tested with the model. */
+ * wrong. The arithmetic itself is tested with the model. They run where GQAKIT_TEST_DEVICE says. */
 #include "harness.h"
 #include "small_checkpoint.h"
 #include "data/data.h"
