@@ -23,6 +23,10 @@ enum code cuda_device_open(struct device **dev, const struct device_options *opt
     d->smem_max = open_arch >= 90 ? 232448 : open_arch > 80 ? 101376 : 166912; /* 227, 99, 163 KB */
     d->work_bytes = CUDA_WORK_BYTES;
     d->work = (char *)simt_alloc(d->work_bytes, 0);
+    if (d->work == NULL) {
+        free(d);
+        return fail(ERR_MEMORY, "simt executor: its range of device memory is used up");
+    }
     snprintf(d->name, sizeof d->name, "simt executor, sm_%d", open_arch);
     *dev = d;
     return OK;
