@@ -60,7 +60,9 @@ __device__ __forceinline__ void bwd_copy(const attention_problem &p, const tenso
 }
 
 /* One warp brings lse, one delta. lse of a query that sees no key, or of none, becomes +inf: its P is 0. */
-template <int D, bool DQ> __device__ __forceinline__ void bwd_statistics(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes, bool of_lse)
+template <int D, bool DQ>
+__device__ __forceinline__ void bwd_statistics(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes,
+                                               bool of_lse)
 {
     using shape = bwd_shape<D, DQ>;
     const bwd_bars bar = {smem_addr(bytes) + shape::bars};

@@ -28,14 +28,16 @@
 namespace CUDA_NS {
 namespace {
 
-template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes)
+template <int D, bool DQ>
+__device__ __forceinline__ void bwd_consume(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes)
 {
     using shape = bwd_shape<D, DQ>;
     constexpr int M = shape::M, N = shape::N, PANEL = N * panel<D>::row;
     constexpr bool EARLY = M == 64; /* dV's product runs while dS is computed; for M = 128 there are not registers enough for P twice */
     const uint32_t smem = smem_addr(bytes);
     const bwd_bars bar = {smem + shape::bars};
-    const int w = threadIdx.x / 128 - 1, lane = threadIdx.x & 31, row = 64 * w + threadIdx.x % 128 / 32 * 16; /* the warp's first of the 128 keys */
+    const int w = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x & 31;
+    const int row = 64 * w + threadIdx.x % 128 / 32 * 16; /* the warp's first of the 128 keys */
     const float scale_log2 = p.scale * LOG2_E;
     key_range *row_queries = (key_range *)(bytes + shape::rows) + row;
     if (lane < 16) {
@@ -127,8 +129,9 @@ template <int D, bool DQ> __device__ __forceinline__ void bwd_consume(const atte
 
 template <int D, bool DQ>
 __global__ void __launch_bounds__(384, 1)
-    attention_bwd_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map, const __grid_constant__ tensor_map k_map,
-                         const __grid_constant__ tensor_map v_map, const __grid_constant__ tensor_map dout_map, int tiles)
+    attention_bwd_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map,
+                         const __grid_constant__ tensor_map k_map, const __grid_constant__ tensor_map v_map,
+                         const __grid_constant__ tensor_map dout_map, int tiles)
 {
     using shape = bwd_shape<D, DQ>;
     SMEM(unsigned char, bytes);
@@ -142,6 +145,7 @@ __global__ void __launch_bounds__(384, 1)
             mbarrier_init(bar.stats_full(i), 64);
         }
         fence_mbarrier_init();
+        tma_prefetch(&q_map), tma_prefetch(&k_map), tma_prefetch(&v_map), tma_prefetch(&dout_map);
     }
     /* The tiles of a group follow each other: blocks that run together read the same Q and dO. Under a causal mask the first is the heaviest. */
     const bwd_tile tile = bwd_tile_of(p, tiles, shape::N);

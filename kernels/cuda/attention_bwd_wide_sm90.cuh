@@ -15,13 +15,15 @@ __device__ __forceinline__ heads_view columns_of(heads_view x, int first)
     return x;
 }
 
-template <bool DQ> __device__ __forceinline__ void bwd_consume_wide(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes)
+template <bool DQ>
+__device__ __forceinline__ void bwd_consume_wide(const attention_problem &p, const bwd_tile &tile, const runs &all, unsigned char *bytes)
 {
     using shape = bwd_shape<256, DQ>;
     constexpr int D = 256, M = 64, N = 64, HALF = 2 * N * panel<D>::row; /* bytes of two panels: the columns of a warpgroup */
     const uint32_t smem = smem_addr(bytes);
     const bwd_bars bar = {smem + shape::bars};
-    const int w = threadIdx.x / 128 - 1, lane = threadIdx.x & 31, row = threadIdx.x % 128 / 32 * 16; /* the warp's first of the 64 keys */
+    const int w = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x & 31;
+    const int row = threadIdx.x % 128 / 32 * 16; /* the warp's first of the 64 keys */
     const float scale_log2 = p.scale * LOG2_E;
     key_range *row_queries = (key_range *)(bytes + shape::rows) + 64 * w + row;
     if (lane < 16) {
@@ -68,7 +70,8 @@ template <bool DQ> __device__ __forceinline__ void bwd_consume_wide(const attent
             wgmma_fence();
 #pragma unroll
             for (int i = 0; i < M / 16; i++)
-                wgmma_ss<128, 0, 1>(dv, rows_operand<M, N>(pt) + rows_step<M, N>(i), columns_operand<D, M>(dout + w * HALF) + columns_step<D, M>(i), 1);
+                wgmma_ss<128, 0, 1>(dv, rows_operand<M, N>(pt) + rows_step<M, N>(i), columns_operand<D, M>(dout + w * HALF) + columns_step<D, M>(i),
+                                    1);
 #pragma unroll
             for (int i = 0; i < M / 16; i++)
                 wgmma_ss<128, 0, 1>(dk, rows_operand<M, N>(ds) + rows_step<M, N>(i), columns_operand<D, M>(q + w * HALF) + columns_step<D, M>(i), 1);

@@ -82,7 +82,8 @@ template <int D> __device__ __forceinline__ void dq_consume(const attention_prob
     constexpr int N = shape::N;
     const uint32_t smem = smem_addr(bytes);
     const dq_bars bar = {smem + shape::bars};
-    const int w = threadIdx.x / 128 - 1, lane = threadIdx.x & 31, row = 64 * w + threadIdx.x % 128 / 32 * 16; /* the warp's first of the 128 rows */
+    const int w = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x & 31;
+    const int row = 64 * w + threadIdx.x % 128 / 32 * 16; /* the warp's first of the 128 rows */
     const int t0 = tile.t0 + 64 * w;
     const key_range seen = keys_of_rows(p, tile.b, min(t0, p.T - 1), min(t0 + 64, p.T)).seen; /* by all 64 rows */
     key_range *row_keys = (key_range *)(bytes + shape::rows) + row;
@@ -148,8 +149,9 @@ template <int D> __device__ __forceinline__ void dq_consume(const attention_prob
 
 template <int D>
 __global__ void __launch_bounds__(384, 1)
-    attention_dq_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map, const __grid_constant__ tensor_map k_map,
-                        const __grid_constant__ tensor_map v_map, const __grid_constant__ tensor_map dout_map)
+    attention_dq_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map,
+                        const __grid_constant__ tensor_map k_map, const __grid_constant__ tensor_map v_map,
+                        const __grid_constant__ tensor_map dout_map)
 {
     using shape = dq_shape<D>;
     SMEM(unsigned char, bytes);
@@ -160,6 +162,7 @@ __global__ void __launch_bounds__(384, 1)
         for (int i = 0; i < STAGES; i++)
             mbarrier_init(bar.full(i), 1), mbarrier_init(bar.empty(i), 8); /* the consumers' warps arrive one by one */
         fence_mbarrier_init();
+        tma_prefetch(&q_map), tma_prefetch(&k_map), tma_prefetch(&v_map), tma_prefetch(&dout_map);
     }
     __syncthreads();
     /* Heads next to each other, late queries (under a causal mask the heaviest) first. */

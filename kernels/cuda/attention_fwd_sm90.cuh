@@ -158,7 +158,7 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
     const uint32_t smem = smem_addr(bytes);
     using shape = fwd_shape<D, WGS, N>;
     const fwd_bars<D, WGS, N> bar = {smem + shape::bars};
-    const int w = threadIdx.x / 128 - 1, lane = threadIdx.x & 31, row = threadIdx.x % 128 / 32 * 16; /* the warp's first of the 64 rows */
+    const int w = uniform(threadIdx.x / 128 - 1), lane = threadIdx.x & 31, row = threadIdx.x % 128 / 32 * 16; /* the warp's first of the 64 rows */
     const int mine = 1 + w, next = 1 + (w + 1) % WGS; /* named barriers: whose turn it is */
     const uint64_t q = rows_operand<D, 64>(smem + shape::q + w * shape::q_bytes);
     const float scale_log2 = p.scale * LOG2_E;
@@ -256,8 +256,9 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
 
 template <int D, int WGS, int N>
 __global__ void __launch_bounds__(128 * (WGS + 1), 1)
-    attention_fwd_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map, const __grid_constant__ tensor_map k_map,
-                         const __grid_constant__ tensor_map v_map, const __grid_constant__ fwd_order order)
+    attention_fwd_sm90_k(const __grid_constant__ attention_problem p, const __grid_constant__ tensor_map q_map,
+                         const __grid_constant__ tensor_map k_map, const __grid_constant__ tensor_map v_map,
+                         const __grid_constant__ fwd_order order)
 {
     using shape = fwd_shape<D, WGS, N>;
     SMEM(unsigned char, bytes);
@@ -296,7 +297,8 @@ template <int D, int WGS, int N> enum code fwd_run(struct device *dev, const att
     order.tiles_m = (int)ceil_div(p.T, shape::M), order.heads = p.B * p.H;
     order.section = (int)least(groups * p.R, order.heads);
     order.total = order.tiles_m * order.heads;
-    return LAUNCH(dev, (attention_fwd_sm90_k<D, WGS, N>), dim3((unsigned)least(dev->sm_count, order.total)), dim3(shape::threads), shape::smem, p, q, k, v, order);
+    const dim3 grid((unsigned)least(dev->sm_count, order.total));
+    return LAUNCH(dev, (attention_fwd_sm90_k<D, WGS, N>), grid, dim3(shape::threads), shape::smem, p, q, k, v, order);
 }
 
 } // namespace

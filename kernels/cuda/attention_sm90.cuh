@@ -21,6 +21,9 @@ namespace {
 #define LOG2_E 1.4426950408889634f
 #define NO_KEY (-__int_as_float(0x7f800000))
 
+/* A value that is the same in all lanes, said so that the compiler keeps what follows from it in uniform registers. */
+__device__ __forceinline__ int uniform(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+
 /* ---- tiles ---- */
 
 template <int D> struct panel {
@@ -87,7 +90,8 @@ __device__ __forceinline__ void quad_transpose(uint32_t (&w)[4], int t)
 /* Rows g and g + 8 of a warp's 16 x D accumulator, each scaled, to bf16 in global memory: 16 bytes a lane, 64 a row.
  * row: the one of lane 0; rows from `rows` on and columns from `width` on are not written. */
 template <int D>
-__device__ __forceinline__ void rows_store(const float (&d)[D / 2], float scale0, float scale1, const heads_view &to, int b, int h, int row, int rows, int width)
+__device__ __forceinline__ void rows_store(const float (&d)[D / 2], float scale0, float scale1, const heads_view &to, int b, int h, int row, int rows,
+                                           int width)
 {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -190,8 +194,14 @@ __device__ __forceinline__ key_range run_of(key_range r, key_range visit, const 
     return r;
 }
 
-__device__ __forceinline__ const int32_t *ids_of_queries(const attention_problem &p, int b) { return p.seg_q == NULL ? NULL : p.seg_q + b * p.seg_q_batch; }
-__device__ __forceinline__ const int32_t *ids_of_keys(const attention_problem &p, int b) { return p.seg_q == NULL ? NULL : p.seg_k + b * p.seg_k_batch; }
+__device__ __forceinline__ const int32_t *ids_of_queries(const attention_problem &p, int b)
+{
+    return p.seg_q == NULL ? NULL : p.seg_q + b * p.seg_q_batch;
+}
+__device__ __forceinline__ const int32_t *ids_of_keys(const attention_problem &p, int b)
+{
+    return p.seg_q == NULL ? NULL : p.seg_k + b * p.seg_k_batch;
+}
 /* The keys of queries [t0, t1), the queries of keys [s0, s1), of sequence b; neither is empty. */
 __device__ __forceinline__ runs keys_of_rows(const attention_problem &p, int b, int t0, int t1)
 {
