@@ -1,7 +1,7 @@
 /* Private to attention_fwd_*sm90.cu: the forward kernel for Hopper, after FlashAttention-3 (Shah et al. 2024).
  *
  * A block is one producer warp, which copies tiles of Q, K and V into shared memory by TMA, and WGS consumer warpgroups, each with 64 query rows of
- * one head: M = 64 WGS rows share every K/V tile of N keys. Blocks are persistent, one per SM, and take tiles of queries in
+ * one head (or, of short sequences, of a group's heads): M = 64 WGS rows share every K/V tile of N keys. Blocks are persistent, one per SM, and take tiles of queries in
  * the order of fwd_order. K and V have two stages each, with a barrier for "full" and one for "empty" per stage.
  *
  *   S = Q K^T       wgmma, both operands in shared memory, 64 x N f32 in registers
@@ -45,9 +45,11 @@ template <int D, int WGS, int N> struct fwd_bars {
 
 /* The order of the tiles. Heads are taken in sections whose K and V fit in L2 together; in a section, late queries of all heads
  * come first (under a causal mask they are the heaviest), the R heads of a group next to each other. Every other round over the
- * blocks runs backwards, which evens out what a round's first blocks have too much. */
-struct fwd_order { int tiles_m, heads, section, total; };
-struct fwd_tile { int t0, b, h; };
+ * blocks runs backwards, which evens out what a round's first blocks have too much.
+ *
+ * Few queries: the 2^pack heads of a group lie in the rows of one tile, heads of a position next to each other, and `heads` counts groups. */
+struct fwd_order { int tiles_m, heads, section, total, pack; };
+struct fwd_tile { int row, b, h; }; /* the first row; position row >> pack */
 
 __device__ __forceinline__ int order_index(int round)
 {
@@ -57,7 +59,8 @@ template <int M> __device__ __forceinline__ fwd_tile order_tile(const attention_
 {
     const int whole = order.section * order.tiles_m, first = i / whole * order.section, heads = min(order.section, order.heads - first);
     const int in = i % whole, head = first + in % heads;
-    fwd_tile tile = {(order.tiles_m - 1 - in / heads) * M, head / p.H, head % p.H};
+    const int per_batch = p.H >> order.pack;
+    fwd_tile tile = {(order.tiles_m - 1 - in / heads) * M, head / per_batch, (head % per_batch) << order.pack};
     return tile;
 }
 
@@ -75,7 +78,7 @@ __device__ __forceinline__ void fwd_produce(const attention_problem &p, const te
         if (i >= order.total)
             break;
         const fwd_tile tile = order_tile<shape::M>(p, order, i);
-        const key_range keys = keys_of_rows(p, tile.b, tile.t0, min(tile.t0 + shape::M, p.T)).visit;
+        const key_range keys = keys_of_rows(p, tile.b, tile.row >> order.pack, min((tile.row + shape::M) >> order.pack, p.T)).visit;
         const int g = tile.h / p.R, lo = keys.lo / N, n = keys.hi <= keys.lo ? 0 : (keys.hi + N - 1) / N - lo;
         if (n == 0)
             continue;
@@ -84,7 +87,8 @@ __device__ __forceinline__ void fwd_produce(const attention_problem &p, const te
             for (int w = 0; w < WGS; w++) {
                 mbarrier_wait(bar.q_empty(w), q_parity);
                 mbarrier_arrive_expect(bar.q_full(w), shape::q_bytes);
-                tile_load<D, 64>(smem + shape::q + w * shape::q_bytes, q_map, bar.q_full(w), tile.t0 + 64 * w, tile.h, tile.b);
+                tile_load<D, 64>(smem + shape::q + w * shape::q_bytes, q_map, bar.q_full(w), (tile.row + 64 * w) >> order.pack, tile.h,
+                                 tile.b);
             }
 #pragma unroll 1
             for (int j = 0; j <= n; j++) { /* K of step j, V of the one before: the order in which they are used */
@@ -171,13 +175,13 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
         if (index >= order.total)
             break;
         const fwd_tile tile = order_tile<shape::M>(p, order, index);
-        const key_range keys = keys_of_rows(p, tile.b, tile.t0, min(tile.t0 + shape::M, p.T)).visit;
-        const int t0 = tile.t0 + 64 * w, first = keys.lo / N * N;
-        const key_range seen = keys_of_rows(p, tile.b, min(t0, p.T - 1), min(t0 + 64, p.T)).seen; /* by all 64 rows */
+        const key_range keys = keys_of_rows(p, tile.b, tile.row >> order.pack, min((tile.row + shape::M) >> order.pack, p.T)).visit;
+        const int row0 = tile.row + 64 * w, first = keys.lo / N * N;
+        const key_range seen = keys_of_rows(p, tile.b, min(row0 >> order.pack, p.T - 1), min((row0 + 64) >> order.pack, p.T)).seen; /* by all 64 rows */
         key_range *row_keys = (key_range *)(bytes + shape::rows) + threadIdx.x / 32 * 16 - 64;
         __syncwarp();
         if (lane < 16)
-            row_keys[lane] = keys_of_row(p, tile.b, min(t0 + row + lane, p.T - 1), keys);
+            row_keys[lane] = keys_of_row(p, tile.b, min((row0 + row + lane) >> order.pack, p.T - 1), keys);
         __syncwarp();
         float o[D / 2], s[N / 2], factor[2];
         softmax_rows rows = {{NO_KEY, NO_KEY}, {0, 0}};
@@ -244,11 +248,11 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
             sum += __shfl_xor_sync(0xffffffffu, sum, 1);
             sum += __shfl_xor_sync(0xffffffffu, sum, 2);
             scale[r] = sum == 0 ? 0.0f : 1 / sum; /* no key: O = 0, lse = -inf */
-            const int t = t0 + row + (lane >> 2) + 8 * r;
+            const int i = row0 + row + (lane >> 2) + 8 * r, t = i >> order.pack, h = tile.h + (i & ((1 << order.pack) - 1));
             if ((lane & 3) == 0 && t < p.T)
-                p.lse[tile.b * p.lse_batch + tile.h * p.lse_head + t] = sum == 0 ? NO_KEY : rows.max[r] * p.scale + logf(sum);
+                p.lse[tile.b * p.lse_batch + h * p.lse_head + t] = sum == 0 ? NO_KEY : rows.max[r] * p.scale + logf(sum);
         }
-        rows_store<D>(o, scale[0], scale[1], p.o, tile.b, tile.h, t0 + row, p.T, p.D);
+        rows_store<D>(o, scale[0], scale[1], p.o, tile.b, tile.h, row0 + row, p.T, p.D, order.pack);
     }
     if (w == 0)
         named_barrier_sync(mine, 256); /* takes the last turn off the barrier */
@@ -289,13 +293,18 @@ template <int D, int WGS, int N> enum code fwd_run(struct device *dev, const att
 {
     using shape = fwd_shape<D, WGS, N>;
     tensor_map q, k, v;
-    TRY(heads_map(&q, p.q, p.D, p.T, p.H, p.B, panel<D>::W, 64));
+    int pack = 0; /* a group's heads in one tile where that saves tiles; the rows of a warpgroup must hold whole positions */
+    if (p.T <= 1024 && 64 % p.R == 0 && ceil_div((int64_t)p.T * p.R, shape::M) < p.R * ceil_div(p.T, shape::M))
+        while (1 << pack < p.R)
+            pack++;
+    TRY(heads_map(&q, p.q, p.D, p.T, p.H, p.B, panel<D>::W, 64 >> pack, 1 << pack));
     TRY(heads_map(&k, p.k, p.D, p.S, p.G, p.B, panel<D>::W, N));
     TRY(heads_map(&v, p.v, p.D, p.S, p.G, p.B, panel<D>::W, N));
     fwd_order order;
     const int64_t l2 = 32 << 20, groups = l2 / ((int64_t)p.S * D * 4) + 1;
-    order.tiles_m = (int)ceil_div(p.T, shape::M), order.heads = p.B * p.H;
-    order.section = (int)least(groups * p.R, order.heads);
+    order.pack = pack;
+    order.tiles_m = (int)ceil_div((int64_t)p.T << pack, shape::M), order.heads = (p.B * p.H) >> pack;
+    order.section = (int)least((groups * p.R) >> pack, order.heads);
     order.total = order.tiles_m * order.heads;
     const dim3 grid((unsigned)least(dev->sm_count, order.total));
     return LAUNCH(dev, (attention_fwd_sm90_k<D, WGS, N>), grid, dim3(shape::threads), shape::smem, p, q, k, v, order);

@@ -54,7 +54,7 @@ template <int D, int ROWS> __device__ __forceinline__ void tile_load(uint32_t ti
 {
 #pragma unroll
     for (int i = 0; i < panel<D>::n; i++)
-        tma_load_4d(tile + (uint32_t)(i * ROWS * panel<D>::row), map, bar, i * panel<D>::W, row, head, batch);
+        tma_load_4d(tile + (uint32_t)(i * ROWS * panel<D>::row), map, bar, i * panel<D>::W, head, row, batch);
 }
 
 /* The accumulator of a 64 x N product as the A operand of the next: columns 16 i .. 16 i + 15 are d[8 i .. 8 i + 7], and pairs of
@@ -88,16 +88,17 @@ __device__ __forceinline__ void quad_transpose(uint32_t (&w)[4], int t)
 }
 
 /* Rows g and g + 8 of a warp's 16 x D accumulator, each scaled, to bf16 in global memory: 16 bytes a lane, 64 a row.
- * row: the one of lane 0; rows from `rows` on and columns from `width` on are not written. */
+ * row: the one of lane 0; rows from `rows` on and columns from `width` on are not written. pack: 2^pack heads from h on lie in the rows,
+ * row i is position i >> pack. */
 template <int D>
 __device__ __forceinline__ void rows_store(const float (&d)[D / 2], float scale0, float scale1, const heads_view &to, int b, int h, int row, int rows,
-                                           int width)
+                                           int width, int pack = 0)
 {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
     for (int r = 0; r < 2; r++) {
-        const int at = row + g + 8 * r;
-        bf16 *p = (bf16 *)to.p + b * to.batch + (int64_t)at * to.row + h * to.head;
+        const int i = row + g + 8 * r, at = i >> pack;
+        bf16 *p = (bf16 *)to.p + b * to.batch + at * to.row + (h + (i & ((1 << pack) - 1))) * to.head;
         const float scale = r ? scale1 : scale0;
 #pragma unroll
         for (int c = 0; c < D; c += 32) {
@@ -245,17 +246,18 @@ __device__ __forceinline__ uint32_t parity_of(unsigned i) { return i / STAGES & 
 
 /* ---- the host's side ---- */
 
-/* A [B,rows,heads,D] tensor as {column, row, head, batch}, boxes of one panel. */
-static inline enum code heads_map(tensor_map *map, const heads_view &x, int width, int64_t rows, int heads, int batch, int panel, int box_rows)
+/* A [B,rows,heads,D] tensor as {column, head, row, batch}; boxes of one panel, box_rows rows, a head each (or box_heads, heads innermost). */
+static inline enum code heads_map(tensor_map *map, const heads_view &x, int width, int64_t rows, int heads, int batch, int panel, int box_rows,
+                                  int box_heads = 1)
 {
     struct tensor_map_spec s = {};
     s.base = x.p, s.type = DT_BF16, s.rank = 4;
-    s.n[0] = width, s.n[1] = rows, s.n[2] = heads, s.n[3] = batch;
+    s.n[0] = width, s.n[1] = heads, s.n[2] = rows, s.n[3] = batch;
     /* the stride of an axis of one is never used, but must be legal */
-    s.stride_bytes[0] = rows > 1 ? 2 * x.row : 16;
-    s.stride_bytes[1] = heads > 1 ? 2 * x.head : 16;
+    s.stride_bytes[0] = heads > 1 ? 2 * x.head : 16;
+    s.stride_bytes[1] = rows > 1 ? 2 * x.row : 16;
     s.stride_bytes[2] = batch > 1 ? 2 * x.batch : 16;
-    s.box[0] = panel, s.box[1] = box_rows, s.box[2] = s.box[3] = 1;
+    s.box[0] = panel, s.box[1] = box_heads, s.box[2] = box_rows, s.box[3] = 1;
     s.swizzle = 2 * panel;
     return tensor_map_make(map, &s);
 }
