@@ -178,6 +178,27 @@ static void test_norm_rows(void **state)
         }
 }
 
+/* A mean a thousand deviations away: E[x^2] - mean^2 would lose the variance. */
+static void test_far_mean(void **state)
+{
+    (void)state;
+    static const int64_t shapes[][2] = {{24, 8}, {768, 8}, {4104, 8}, {100, 3}};
+    for (size_t s = 0; s < COUNT_OF(shapes); s++) {
+        const int64_t N = 2, C = shapes[s][0];
+        double *in = tensor_doubles(N * C), *truth = tensor_doubles(N * C);
+        fill_random_f64(in, N * C, 1);
+        for (int64_t i = 0; i < N * C; i++)
+            in[i] += 1000;
+        struct tensor x = tensor_of(DT_F32, N, C, shapes[s][1], in), y = tensor_output(DT_F32, N, C, shapes[s][1]);
+        ref_norm(truth, NULL, NULL, x.x, NULL, NULL, N, C, NORM_LAYER_NOP, 1e-5);
+        assert_ok(case_backend()->norm_fwd(case_device(), y.v, view_none(), view_none(), view_none(), x.v, view_none(), view_none(), view_none(),
+                                           NORM_LAYER_NOP, 1e-5f));
+        case_expect_near("far mean", tensor_get(y), truth, (size_t)(N * C), 5e-4, 1e-4);
+        assert_int_equal(case_faults(), 0);
+        tensors_free();
+    }
+}
+
 /* Statistics that nobody wants, and no rows at all. */
 static void test_absent(void **state)
 {
@@ -217,6 +238,6 @@ static void test_refusals(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_closed_form), cmocka_unit_test(test_norm_widths), cmocka_unit_test(test_norm_kinds),
-                                       cmocka_unit_test(test_norm_rows), cmocka_unit_test(test_absent), cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_norm_rows), cmocka_unit_test(test_far_mean), cmocka_unit_test(test_absent), cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
