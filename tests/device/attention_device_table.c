@@ -26,6 +26,19 @@ static const struct attention_device_case short_cases[] = {
     {"documents", 2, 129, 129, 2, 1, 64, CAUSAL, .documents = 3, .boundary = 64, .strided = 1},
     {"documents", 1, 150, 150, 2, 1, 128, CAUSAL, .documents = 3, .boundary = 128},
     {"documents, all keys", 1, 100, 100, 4, 2, 40, FULL, .documents = 4, .boundary = 7},
+    {"documents within tiles", 1, 160, 160, 1, 1, 64, CAUSAL, .documents = 2, .boundary = 100},
+    {"documents within tiles", 1, 260, 260, 1, 1, 64, CAUSAL, .documents = 2, .boundary = 150},
+    /* One key more or less than a tile of 64 or 128 sees whole. */
+    {"edge of the diagonal", 1, 150, 150, 1, 1, 64, CAUSAL, .q_offset = -2},
+    {"edge of the diagonal", 1, 150, 150, 1, 1, 64, CAUSAL, .q_offset = -1},
+    {"edge of the diagonal", 1, 150, 151, 1, 1, 64, CAUSAL, .q_offset = 1},
+    {"edge of a window", 1, 260, 260, 1, 1, 64, .causal = 1, .window_left = 63, .window_right = -1},
+    {"edge of a window", 1, 260, 260, 1, 1, 64, .causal = 1, .window_left = 64, .window_right = -1},
+    {"edge of a window", 1, 260, 260, 1, 1, 64, .causal = 1, .window_left = 126, .window_right = -1},
+    {"edge of a window", 1, 260, 260, 1, 1, 64, .causal = 1, .window_left = 127, .window_right = -1},
+    {"edge to the right", 1, 140, 150, 1, 1, 64, .causal = 0, .window_left = -1, .window_right = 62},
+    {"edge to the right", 1, 140, 150, 1, 1, 64, .causal = 0, .window_left = 63, .window_right = 63},
+    {"edge to the right", 1, 140, 260, 1, 1, 64, .causal = 0, .window_left = -1, .window_right = 126},
     {"documents and window", 1, 140, 140, 2, 1, 80, .causal = 1, .window_left = 70, .window_right = -1, .documents = 3, .boundary = 50},
 };
 
