@@ -2,8 +2,8 @@
 #   kernels/cuda/X.cu       -> sm_80 and sm_90a machine code, and compute_80 PTX for newer GPUs
 #   kernels/cuda/X_sm90.cu  -> sm_90a machine code alone (wgmma, TMA); its PTX is kept beside the object for tools/check-cuda
 # Beside every object: X.o.ptxas, what the assembler said (registers, spills, warnings), which tools/check-cuda judges.
-# The objects become one (all.o), so that the table of operations sees those that exist. cudart is linked statically and finds
-# the driver at run time; cuBLASLt is opened at run time (matmul.cu): a program starts on a machine with neither.
+# cudart is linked statically and finds the driver at run time; cuBLASLt is opened at run time (blas.cu): a program starts on a machine
+# with neither.
 
 # Compiling everything takes minutes: results are kept here and used again (also after make clean); empty turns that off.
 NVCC_CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gqakit-nvcc
@@ -13,8 +13,7 @@ CUDA_CFLAGS := -DGQAKIT_CUDA
 CUDA_LIBS    = -L$(CUDA_LIB) -lcudart_static -lstdc++ -ldl -lrt
 NVCC_FLAGS  := -std=c++17 -O3 -lineinfo --compress-mode=size -I. -DGQAKIT_CUDA -DGQAKIT_CUDA_LIB='"$(CUDA_LIB)"' -Xcompiler -Wall,-Wextra,-Wno-unused-parameter -Xptxas -v,--warn-on-spills
 CUDA_SRC    := $(wildcard kernels/cuda/*.cu)
-CUDA_PARTS  := $(CUDA_SRC:%.cu=$(OUT)/obj/%.o)
-CUDA_OBJ    := $(OUT)/obj/kernels/cuda/all.o
+CUDA_OBJ    := $(CUDA_SRC:%.cu=$(OUT)/obj/%.o)
 cuda_arch    = -gencode arch=compute_90a,code=sm_90a $(if $(filter %_sm90.cu,$(1)),,-gencode arch=compute_80,code=[sm_80,compute_80])
 # Only the sm_90a files keep their PTX: the other intermediate files are large.
 cuda_keep    = $(if $(filter %_sm90.cu,$(1)),--keep --keep-dir $(2).keep)
@@ -23,10 +22,6 @@ $(OUT)/obj/kernels/cuda/%.o: kernels/cuda/%.cu tools/cuda.mk
 	$(call say,NVCC $<)
 	$(Q)tools/nvcc-cached "$(NVCC_CACHE)" $@ $< -- $(NVCC) $(NVCC_FLAGS) $(call cuda_arch,$<) $(call cuda_keep,$<,$@) -MMD -MP -MF $(@:.o=.d) -c -o $@ $<
 	@grep -E 'warning|C75[0-9][0-9]' $@.ptxas || true
-
-$(CUDA_OBJ): $(CUDA_PARTS)
-	$(call say,LD $@)
-	$(Q)$(CC) -r -nostdlib -o $@ $^
 
 # Tests of the kernels on a real GPU; tests/device/link_simt.c makes the same tests run in the executor.
 DEVICE_TESTS := $(patsubst tests/device/test_%.c,%,$(filter-out tests/device/test_simt%,$(wildcard tests/device/test_*.c)))
