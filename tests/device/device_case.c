@@ -112,7 +112,10 @@ struct view case_upload(double *x, enum dtype type, int nd, const int64_t *n)
     return v;
 }
 
-struct view case_upload_i32(const int32_t *x, int nd, const int64_t *n) { return upload(x, DT_I32, nd, n); }
+struct view case_upload_i32(const int32_t *x, int nd, const int64_t *n)
+{
+    return upload(x, DT_I32, nd, n);
+}
 
 struct view case_output(enum dtype type, int nd, const int64_t *n)
 {
@@ -165,7 +168,10 @@ void case_free(void)
 }
 
 /* 0 for equal infinities (the log-sum-exp of a row that sees nothing). */
-static double distance(double a, double b) { return a == b ? 0 : fabs(a - b); }
+static double distance(double a, double b)
+{
+    return a == b ? 0 : fabs(a - b);
+}
 
 /* Index of the largest distance, a NaN being larger than anything. */
 static size_t worst_of(const double *x, const double *truth, size_t n)
@@ -188,8 +194,8 @@ void case_expect_2x(const char *what, const double *got, const double *truth, co
     const double error = distance(got[g], truth[g]), allowed = 2 * distance(plain[p], truth[p]) + floor;
     if (error <= allowed)
         return;
-    print_error("%s: error %.3g at element %zu of %zu (got %.9g, truth %.9g); the plain computation's is %.3g, allowed %.3g\n", what, error, g, n, got[g],
-                truth[g], distance(plain[p], truth[p]), allowed);
+    print_error("%s: error %.3g at element %zu of %zu (got %.9g, truth %.9g); the plain computation's is %.3g, allowed %.3g\n", what, error, g, n,
+                got[g], truth[g], distance(plain[p], truth[p]), allowed);
     _fail(__FILE__, __LINE__);
 }
 
@@ -207,4 +213,7 @@ void case_expect_near(const char *what, const double *got, const double *truth, 
     _fail(__FILE__, __LINE__);
 }
 
-int case_faults(void) { return link_faults(); }
+int case_faults(void)
+{
+    return link_faults();
+}

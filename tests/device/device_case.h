@@ -25,7 +25,7 @@ int case_arch(int arch);
 struct view case_upload(double *x, enum dtype type, int nd, const int64_t *n);
 struct view case_upload_i32(const int32_t *x, int nd, const int64_t *n);
 struct view case_output(enum dtype type, int nd, const int64_t *n); /* filled with NaN */
-void case_download(double *x, struct view v);                      /* any strides; x dense */
+void case_download(double *x, struct view v);                       /* any strides; x dense */
 void *case_bytes(size_t bytes);                                     /* scratch: uninitialised for the executor */
 void case_free(void);                                               /* everything allocated since case_open */
 

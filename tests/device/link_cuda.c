@@ -4,14 +4,22 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct allocation { struct arena arena; struct allocation *next; };
+struct allocation {
+    struct arena arena;
+    struct allocation *next;
+};
 static struct allocation *allocations;
 static int real_arch;
 
 /* struct device of kernels/cuda/cuda.cuh begins with the generation that chooses the kernels. */
-struct device_head { int arch; };
+struct device_head {
+    int arch;
+};
 
-const struct backend *case_backend(void) { return cuda_backend(); }
+const struct backend *case_backend(void)
+{
+    return cuda_backend();
+}
 
 /* A newer device also runs the kernels of the older generation. */
 int link_arch(struct device *dev, int arch)
@@ -56,7 +64,7 @@ void link_free(struct device *dev, void *p)
             free(a);
             return;
         }
-    CHECK(!"freed what was not allocated");
+    check_failed(__FILE__, __LINE__, "freed what was not allocated");
 }
 
 void link_write(struct device *dev, void *dst, const void *src, size_t bytes)
@@ -66,4 +74,7 @@ void link_write(struct device *dev, void *dst, const void *src, size_t bytes)
         exit(fail_exit("device test", code));
 }
 
-int link_faults(void) { return 0; }
+int link_faults(void)
+{
+    return 0;
+}

@@ -5,7 +5,10 @@
 
 #include "simt_host.h"
 
-const struct backend *case_backend(void) { return simt_backend(); }
+const struct backend *case_backend(void)
+{
+    return simt_backend();
+}
 
 int link_arch(struct device *dev, int arch)
 {
@@ -32,4 +35,7 @@ void link_write(struct device *dev, void *dst, const void *src, size_t bytes)
     memcpy(dst, src, bytes);
 }
 
-int link_faults(void) { return simt_faults(); }
+int link_faults(void)
+{
+    return simt_faults();
+}

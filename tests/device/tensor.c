@@ -56,9 +56,15 @@ struct tensor tensor_output(enum dtype type, int64_t rows, int64_t cols, int64_t
     return t;
 }
 
-struct tensor tensor_copy(struct tensor t) { return tensor_of(t.v.dtype, t.v.n[0], t.v.n[1], t.gap, t.x); }
+struct tensor tensor_copy(struct tensor t)
+{
+    return tensor_of(t.v.dtype, t.v.n[0], t.v.n[1], t.gap, t.x);
+}
 
-struct view tensor_vector(double *x, enum dtype type, int64_t n) { return case_upload(x, type, 1, &n); }
+struct view tensor_vector(double *x, enum dtype type, int64_t n)
+{
+    return case_upload(x, type, 1, &n);
+}
 
 double *tensor_get_view(struct view v)
 {
@@ -67,7 +73,10 @@ double *tensor_get_view(struct view v)
     return x;
 }
 
-double *tensor_get(struct tensor t) { return tensor_get_view(t.v); }
+double *tensor_get(struct tensor t)
+{
+    return tensor_get_view(t.v);
+}
 
 int tensor_gaps_ok(struct tensor t)
 {

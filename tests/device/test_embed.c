@@ -11,9 +11,11 @@ static void one_embed(enum dtype type, int64_t N, int64_t C, int64_t V, int64_t 
     struct device *dev = case_device();
     const int64_t P = N > 2 ? N / 2 : 1;
     char name[96];
-    snprintf(name, sizeof name, "embed %s N %d C %d V %d gap %d pos %d bad %d", dtype_name(type), (int)N, (int)C, (int)V, (int)gap, with_pos, with_bad);
+    snprintf(name, sizeof name, "embed %s N %d C %d V %d gap %d pos %d bad %d", dtype_name(type), (int)N, (int)C, (int)V, (int)gap, with_pos,
+             with_bad);
     struct tensor table = tensor_random(type, V, C, gap, 41, 1), where = tensor_random(DT_F32, P, C, gap, 42, 1), y = tensor_output(type, N, C, gap);
-    struct tensor dy = tensor_random(type, N, C, gap, 43, 1), dtable = tensor_random(DT_F32, V, C, gap, 45, 1), dpos = tensor_random(DT_F32, P, C, gap, 46, 1);
+    struct tensor dy = tensor_random(type, N, C, gap, 43, 1), dtable = tensor_random(DT_F32, V, C, gap, 45, 1),
+                  dpos = tensor_random(DT_F32, P, C, gap, 46, 1);
     int32_t *ids = calloc((size_t)N, sizeof *ids), *pos = calloc((size_t)N, sizeof *pos);
     double *want = tensor_doubles(N * C), *dtable64 = tensor_doubles(V * C), *dpos64 = tensor_doubles(P * C);
     memcpy(dtable64, dtable.x, (size_t)(V * C) * sizeof *want);
@@ -27,7 +29,8 @@ static void one_embed(enum dtype type, int64_t N, int64_t C, int64_t V, int64_t 
             pos[n] = n % 2 ? (int32_t)P : INT32_MIN;
         const int known_id = ids[n] >= 0 && ids[n] < V, known_pos = pos[n] >= 0 && pos[n] < P;
         for (int64_t c = 0; c < C; c++) {
-            want[n * C + c] = known_id && (known_pos || !with_pos) ? 1.5 * table.x[ids[n] * C + c] + (with_pos ? where.x[pos[n] * C + c] : 0) : (double)NAN;
+            want[n * C + c] =
+                known_id && (known_pos || !with_pos) ? 1.5 * table.x[ids[n] * C + c] + (with_pos ? where.x[pos[n] * C + c] : 0) : (double)NAN;
             if (known_id)
                 dtable64[ids[n] * C + c] += 1.5 * dy.x[n * C + c];
             if (known_pos)

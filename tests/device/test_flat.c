@@ -40,8 +40,16 @@ static void test_norm_and_clip(void **state)
         assert_memory_equal(got[0], got[1], sizeof got[0]);
     }
     /* one partial, loss, max_norm -> skip */
-    static const struct { double value, loss, max_norm; int skip; } cases[] = {
-        {2, 1, 1, 0}, {2, 1, 0, 0}, {2, 1, 1000, 0}, {INFINITY, 1, 1, 1}, {(double)NAN, 1, 1, 1}, {2, (double)NAN, 1, 1}, {2, -INFINITY, 1, 1}};
+    static const struct {
+        double value, loss, max_norm;
+        int skip;
+    } cases[] = {{2, 1, 1, 0},
+                 {2, 1, 0, 0},
+                 {2, 1, 1000, 0},
+                 {(double)INFINITY, 1, 1, 1},
+                 {(double)NAN, 1, 1, 1},
+                 {2, (double)NAN, 1, 1},
+                 {2, -(double)INFINITY, 1, 1}};
     const int counts[] = {1, 5, 1500};
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (size_t c = 0; c < COUNT_OF(counts); c++) {
@@ -91,8 +99,15 @@ static void one_adamw(enum form form, int64_t n, int64_t shift, int64_t first)
     struct view low = form == COPY ? case_output(DT_BF16, 1, &room) : vp;
     const float clip = 0.25f;
     int32_t skip = 0;
-    struct adamw_args args = {.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .clip = on_device(&clip, sizeof clip),
-                              .zero_grad = 1, .seed = 77, .first = first};
+    struct adamw_args args = {.lr = 0.01f,
+                              .beta1 = 0.9f,
+                              .beta2 = 0.95f,
+                              .eps = 1e-8f,
+                              .weight_decay = 0.1f,
+                              .clip = on_device(&clip, sizeof clip),
+                              .zero_grad = 1,
+                              .seed = 77,
+                              .first = first};
     if (form != MASTER)
         args.low = (uint16_t *)low.p + shift;
     float *p32 = form == LOW_ALONE ? NULL : view_f32(vp) + shift;
@@ -116,8 +131,10 @@ static void one_adamw(enum form form, int64_t n, int64_t shift, int64_t first)
             for (int64_t i = shift; i < n + shift; i++) {
                 /* The device's f32 value differs from the double in the last bits, which may cross the rounding threshold: one of two. */
                 const double spread = 4e-6 * fabs(p[i]) + 1e-7;
-                const double lo = (double)f32_from_bf16(round_by_philox((float)(p[i] - spread), args.seed, (uint64_t)step, (uint64_t)(first + i - shift)));
-                const double hi = (double)f32_from_bf16(round_by_philox((float)(p[i] + spread), args.seed, (uint64_t)step, (uint64_t)(first + i - shift)));
+                const double lo =
+                    (double)f32_from_bf16(round_by_philox((float)(p[i] - spread), args.seed, (uint64_t)step, (uint64_t)(first + i - shift)));
+                const double hi =
+                    (double)f32_from_bf16(round_by_philox((float)(p[i] + spread), args.seed, (uint64_t)step, (uint64_t)(first + i - shift)));
                 assert_true(now[i] == lo || now[i] == hi);
             }
         else
@@ -182,7 +199,8 @@ static void test_rounding(void **state)
         const int64_t at[3] = {0, cut ? 1003 : n, n};
         for (int part = 0; part < 2; part++) {
             args.low = (uint16_t *)p.p + at[part], args.first = at[part];
-            assert_ok(k->adamw(case_device(), NULL, view_f32(g) + at[part], view_f32(m) + at[part], view_f32(v) + at[part], at[part + 1] - at[part], &args));
+            assert_ok(k->adamw(case_device(), NULL, view_f32(g) + at[part], view_f32(m) + at[part], view_f32(v) + at[part], at[part + 1] - at[part],
+                               &args));
         }
         got[cut] = tensor_get_view(p);
     }

@@ -64,7 +64,12 @@ static void test_closed_form(void **state)
     tensors_free();
 }
 
-struct shape { int64_t N, C, V; int bias; float scale, cap; int gradients; };
+struct shape {
+    int64_t N, C, V;
+    int bias;
+    float scale, cap;
+    int gradients;
+};
 
 static void one_xent(enum dtype type, struct shape s, int64_t gap)
 {
@@ -72,8 +77,8 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
     struct device *dev = case_device();
     const int64_t N = s.N, C = s.C, V = s.V;
     char name[128];
-    snprintf(name, sizeof name, "xent %s N %d C %d V %d bias %d scale %g cap %g gap %d", dtype_name(type), (int)N, (int)C, (int)V, s.bias, (double)s.scale,
-             (double)s.cap, (int)gap);
+    snprintf(name, sizeof name, "xent %s N %d C %d V %d bias %d scale %g cap %g gap %d", dtype_name(type), (int)N, (int)C, (int)V, s.bias,
+             (double)s.scale, (double)s.cap, (int)gap);
     struct tensor x = tensor_random(type, N, C, gap, 1, 1), w = tensor_random(type, V, C, gap, 2, 1);
     double *b64 = tensor_doubles(V), *logp64 = tensor_doubles(N);
     fill_random_f64(b64, V, 3);
@@ -84,7 +89,8 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
         targets[n] = n % 4 == 1 ? -1 : (int32_t)random_int(6, (uint64_t)n, 0, V - 1);
         valid += targets[n] >= 0;
     }
-    const double *with = s.bias ? b64 : NULL, want = ref_xent(logp64, x.x, w.x, with, targets, N, C, V, (double)s.scale, (double)s.cap), hundred = 100;
+    const double *with = s.bias ? b64 : NULL, want = ref_xent(logp64, x.x, w.x, with, targets, N, C, V, (double)s.scale, (double)s.cap),
+                 hundred = 100;
     const float inv = 1.0f / (float)(valid ? valid : 1);
     float *inv_device = case_bytes(sizeof inv);
     assert_ok(k->device_copy(dev, inv_device, &inv, sizeof inv));
@@ -100,7 +106,10 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
         int64_t *count = case_bytes(sizeof *count);
         assert_ok(k->device_copy(dev, loss, &hundred, sizeof hundred));
         assert_ok(k->device_copy(dev, count, &seven, sizeof seven));
-        struct xent_args args = {.logit_scale = s.scale, .logit_softcap = s.cap, .inv_count = inv_device, .bias = s.bias ? bias : view_none(),
+        struct xent_args args = {.logit_scale = s.scale,
+                                 .logit_softcap = s.cap,
+                                 .inv_count = inv_device,
+                                 .bias = s.bias ? bias : view_none(),
                                  .dbias = s.bias && s.gradients ? db : view_none()};
         void *scratch = case_bytes(k->xent_scratch(dev, N, C, V));
         assert_ok(k->xent(dev, loss, count, logp, s.gradients ? dx.v : view_none(), s.gradients ? dw.v : view_none(), x.v, w.v, vt, &args, scratch));
@@ -114,7 +123,8 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
         if (s.gradients) {
             double *dx64 = tensor_doubles(N * C), *dw64 = tensor_doubles(V * C), *dxp = tensor_doubles(N * C), *dwp = tensor_doubles(V * C);
             double *dbt = tensor_doubles(V), *dbp = tensor_doubles(V);
-            memcpy(dw64, dw.x, (size_t)(V * C) * 8), memcpy(dwp, dw.x, (size_t)(V * C) * 8), memcpy(dbt, db64, (size_t)V * 8), memcpy(dbp, db64, (size_t)V * 8);
+            memcpy(dw64, dw.x, (size_t)(V * C) * 8), memcpy(dwp, dw.x, (size_t)(V * C) * 8), memcpy(dbt, db64, (size_t)V * 8),
+                memcpy(dbp, db64, (size_t)V * 8);
             xent_gradient(dx64, dw64, dbt, x.x, w.x, with, targets, N, C, V, (double)s.scale, (double)s.cap, (double)inv, 0);
             xent_gradient(dxp, dwp, dbp, x.x, w.x, with, targets, N, C, V, (double)s.scale, (double)s.cap, (double)inv, type == DT_BF16);
             const double floor = 1e-6 + 1e-9 * (double)V; /* f32 sums over the vocabulary */
@@ -145,10 +155,11 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
 static void test_xent(void **state)
 {
     (void)state;
-    static const struct shape shapes[] = {{5, 7, 11, 0, 1, 0, 1},    {33, 8, 33, 1, 1, 0, 1},  {19, 5, 64, 1, 0.7f, 3, 1}, {1, 24, 150, 0, 2, 0, 1},
-                                          {3, 16, 2, 1, 1, 30, 1},   {9, 24, 517, 1, 0.5f, 5, 0}, {5, 8, 2500, 1, 1, 0, 1},   {2, 8, 16500, 0, 1, 0, 1},
-                                          {2, 8, 17001, 1, 1, 10, 1}, {33, 1, 1, 0, 1, 0, 1},
-                                          {300, 8, 150, 1, 1, 0, 1}}; /* the last: three chunks in the executor, where chunks are small */
+    static const struct shape shapes[] = {{5, 7, 11, 0, 1, 0, 1},   {33, 8, 33, 1, 1, 0, 1},   {19, 5, 64, 1, 0.7f, 3, 1},
+                                          {1, 24, 150, 0, 2, 0, 1}, {3, 16, 2, 1, 1, 30, 1},   {9, 24, 517, 1, 0.5f, 5, 0},
+                                          {5, 8, 2500, 1, 1, 0, 1}, {2, 8, 16500, 0, 1, 0, 1}, {2, 8, 17001, 1, 1, 10, 1},
+                                          {33, 1, 1, 0, 1, 0, 1},   {300, 8, 150, 1, 1, 0, 1}}; /* the last: three chunks in the executor, where
+                                                                                                   chunks are small */
     for (size_t i = 0; i < COUNT_OF(shapes); i++)
         for (int bf16 = 0; bf16 < 2; bf16++)
             one_xent(bf16 ? DT_BF16 : DT_F32, shapes[i], i % 2 ? 8 : 3);

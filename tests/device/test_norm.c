@@ -87,8 +87,8 @@ static void one_norm(enum dtype type, enum norm_kind kind, int64_t N, int64_t C,
     for (int64_t i = 0; i < N * C; i++)
         in[i] = alias == NO_RESIDUAL ? x.x[i] : tensor_round(x.x[i] + r.x[i], type);
     ref_norm(y64, mean64, rstd64, in, w64, has_b ? b64 : NULL, N, C, kind, 1e-5);
-    assert_ok(k->norm_fwd(dev, y.v, alias == NO_RESIDUAL || alias == NO_SUM ? view_none() : sum.v, mean, rstd, x.v, alias == NO_RESIDUAL ? view_none() : r.v,
-                          w, b, kind, 1e-5f));
+    assert_ok(k->norm_fwd(dev, y.v, alias == NO_RESIDUAL || alias == NO_SUM ? view_none() : sum.v, mean, rstd, x.v,
+                          alias == NO_RESIDUAL ? view_none() : r.v, w, b, kind, 1e-5f));
     tensor_expect(name, type, tensor_get(y), y64, N * C, 2e-5);
     case_expect_near(name, tensor_get_view(rstd), rstd64, (size_t)N, 1e-6, 1e-5);
     case_expect_near(name, tensor_get_view(mean), mean64, (size_t)N, 1e-6, 1e-5);
@@ -227,9 +227,10 @@ static void test_refusals(void **state)
     struct tensor x = tensor_random(DT_F32, 2, 8, 0, 1, 1), y = tensor_random(DT_BF16, 2, 8, 0, 1, 1);
     const int64_t two = 2;
     struct view r = case_output(DT_F32, 1, &two);
-    assert_refused(k->norm_fwd(case_device(), y.v, view_none(), r, r, x.v, view_none(), view_none(), view_none(), NORM_RMS, 1e-5f), ERR_UNSUPPORTED, "bf16");
-    assert_refused(k->norm_fwd(case_device(), x.v, view_none(), r, r, x.v, view_none(), view_none(), view_none(), (enum norm_kind)9, 1e-5f), ERR_UNSUPPORTED,
-                   "unknown");
+    assert_refused(k->norm_fwd(case_device(), y.v, view_none(), r, r, x.v, view_none(), view_none(), view_none(), NORM_RMS, 1e-5f), ERR_UNSUPPORTED,
+                   "bf16");
+    assert_refused(k->norm_fwd(case_device(), x.v, view_none(), r, r, x.v, view_none(), view_none(), view_none(), (enum norm_kind)9, 1e-5f),
+                   ERR_UNSUPPORTED, "unknown");
     assert_refused(k->norm_bwd(case_device(), x.v, view_none(), view_none(), x.v, view_none(), x.v, view_none(), view_none(), r, NORM_LAYER),
                    ERR_UNSUPPORTED, "mean is missing");
     tensors_free();
@@ -238,6 +239,7 @@ static void test_refusals(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_closed_form), cmocka_unit_test(test_norm_widths), cmocka_unit_test(test_norm_kinds),
-                                       cmocka_unit_test(test_norm_rows), cmocka_unit_test(test_far_mean), cmocka_unit_test(test_absent), cmocka_unit_test(test_refusals)};
+                                       cmocka_unit_test(test_norm_rows),   cmocka_unit_test(test_far_mean),    cmocka_unit_test(test_absent),
+                                       cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }

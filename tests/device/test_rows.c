@@ -89,7 +89,8 @@ static void test_rope_many_rows(void **state)
 static double act_slope(double gate, double up, enum mlp_kind kind, int of_gate)
 {
     const double h = 1e-5;
-    return of_gate ? (ref_act(gate + h, up, kind) - ref_act(gate - h, up, kind)) / (2 * h) : (ref_act(gate, up + h, kind) - ref_act(gate, up - h, kind)) / (2 * h);
+    return of_gate ? (ref_act(gate + h, up, kind) - ref_act(gate - h, up, kind)) / (2 * h)
+                   : (ref_act(gate, up + h, kind) - ref_act(gate, up - h, kind)) / (2 * h);
 }
 
 static void one_act(enum dtype type, enum mlp_kind kind, int64_t N, int64_t F, int64_t gap, int in_place, int want_y)
@@ -108,7 +109,8 @@ static void one_act(enum dtype type, enum mlp_kind kind, int64_t N, int64_t F, i
     for (int64_t i = 0; i < N * 2 * F; i++)
         x[i] += fabs(x[i]) < 1e-3 ? 0.01 : 0;
     struct tensor both = tensor_of(type, N, 2 * F, gap, x), dy = tensor_random(type, N, F, gap, 32, 1);
-    struct tensor y = tensor_output(type, N, F, gap), y2 = tensor_output(type, N, F, gap), dboth = in_place ? both : tensor_output(type, N, 2 * F, gap);
+    struct tensor y = tensor_output(type, N, F, gap), y2 = tensor_output(type, N, F, gap),
+                  dboth = in_place ? both : tensor_output(type, N, 2 * F, gap);
     struct view gate = view_slice(both.v, 1, 0, F), up = view_slice(both.v, 1, F, F);
     struct view dgate = view_slice(dboth.v, 1, 0, F), dup = view_slice(dboth.v, 1, F, F);
     double *want = tensor_doubles(N * F), *dg = tensor_doubles(N * F), *du = tensor_doubles(N * F);
