@@ -31,6 +31,8 @@ static void test_forward_long(void **state)
         {"six key tiles", 1, 130, 460, 1, 1, 256, CAUSAL, .q_offset = 330},
         {"five key tiles", 1, 66, 600, 1, 1, 96, .causal = 1, .q_offset = 534, .window_left = 400, .window_right = -1},
         {"many documents", 1, 400, 400, 1, 1, 64, CAUSAL, .documents = 9, .boundary = 200},
+        {"more tiles than blocks", 3, 20, 400, 4, 4, 64, FULL},
+        {"more tiles than blocks", 5, 33, 300, 2, 2, 128, CAUSAL, .q_offset = 270, .strided = 1},
         {"four heads in a tile", 2, 50, 180, 8, 2, 128, CAUSAL, .q_offset = 130, .strided = 1},
         {"eight heads in a tile", 1, 30, 170, 8, 1, 64, .causal = 1, .q_offset = 140, .window_left = 60, .window_right = -1, .strided = 1},
         {"two heads in a tile", 2, 75, 75, 4, 2, 96, CAUSAL, .documents = 3, .boundary = 30},
