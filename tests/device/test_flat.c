@@ -248,7 +248,7 @@ static void test_elementwise(void **state)
             tensors_free();
         }
     /* Bit patterns survive: rounding to even, infinities, NaN. */
-    double x[] = {1 + 0x1p-8, 1 + 3 * 0x1p-8, INFINITY, -INFINITY, NAN, 0x1p-130, -0.0, 3e38};
+    double x[] = {1 + 0x1p-8, 1 + 3 * 0x1p-8, (double)INFINITY, -(double)INFINITY, (double)NAN, 0x1p-130, -0.0, 3e38};
     const int64_t n = COUNT_OF(x);
     struct view wide = tensor_vector(x, DT_F32, n), low = case_output(DT_BF16, 1, &n);
     assert_ok(k->cast(case_device(), low.p, DT_BF16, wide.p, DT_F32, n));
