@@ -1,7 +1,7 @@
 /* Decode attention for bf16 queries over a bf16 cache, whatever the number of rows: even one row (MHA, one new position) goes through the
- * tensor cores, padded to 16, because that costs fewer instructions than multiplying it out. A key and value of D = 128 take 7 warp
- * instructions here and 32 in a kernel of ordinary multiply-adds with its shuffles; at an H200's bandwidth one arrives at an SM every
- * 25 cycles, which is 100 issue slots.
+ * tensor cores, padded to 16, because that costs fewer instructions than multiplying it out. A key and value of D = 128 take about 13 warp
+ * instructions here, copies included, and 32 in a kernel of ordinary multiply-adds with its shuffles (counted by hand, not measured); at
+ * an H200's bandwidth one arrives at an SM every 25 cycles, which is 100 issue slots.
  *
  * The four warps of a block work alone: each has a ring of STAGES stages in shared memory and fills it with cp.async for itself, so
  * the main loop holds no block barrier. A stage is KEYS keys and values; the warps take the stages of the split in turn. S = Q K^T and
