@@ -1,7 +1,8 @@
 /* Decode attention by ordinary multiply-adds, for an f32 cache or f32 queries (bf16 over bf16 is decode_mma.cu's, for any number of rows).
  * A row of K or V is spread over the least power of two of lanes that covers it in pieces of 8; every such group of lanes walks positions
  * of its own with its own maximum, sum and O in registers, and reads AHEAD positions before it computes: 128 bytes in flight per
- * thread (64 for four rows over bf16: registers), 64 KiB per SM at two blocks. Shuffles make it slower per position than the tensor cores; an f32 cache is for checks. */
+ * thread (64 for four rows over bf16: registers), 64 KiB per SM at two blocks. Shuffles make it slower per
+ * position than the tensor cores; an f32 cache is for checks. */
 #include "decode.cuh"
 
 namespace CUDA_NS {

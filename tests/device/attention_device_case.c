@@ -11,7 +11,10 @@ enum { Q, K, V, O, TENSORS };
 struct layout {
     int buffers;
     int64_t B, D, width, buffer_rows[TENSORS], buffer_heads[TENSORS];
-    struct { int buffer; int64_t first, heads; } of[TENSORS];
+    struct {
+        int buffer;
+        int64_t first, heads;
+    } of[TENSORS];
 };
 
 static struct layout layout_make(const struct attention_device_case *c)
@@ -32,8 +35,14 @@ static struct layout layout_make(const struct attention_device_case *c)
     return l;
 }
 
-static int64_t tensor_count(const struct layout *l, int i) { return l->B * l->buffer_rows[l->of[i].buffer] * l->of[i].heads * l->D; }
-static int64_t buffer_count(const struct layout *l, int j) { return l->B * l->buffer_rows[j] * l->buffer_heads[j] * l->width; }
+static int64_t tensor_count(const struct layout *l, int i)
+{
+    return l->B * l->buffer_rows[l->of[i].buffer] * l->of[i].heads * l->D;
+}
+static int64_t buffer_count(const struct layout *l, int j)
+{
+    return l->B * l->buffer_rows[j] * l->buffer_heads[j] * l->width;
+}
 
 /* Index in its buffer of the n-th element of tensor i. */
 static int64_t place_of(const struct layout *l, int i, int64_t n)
@@ -100,7 +109,10 @@ static void layout_download(const struct layout *l, const struct view *buffer, d
 
 /* ---- the plain computation in low precision --------------------------------------------------------------------- */
 
-static float round_to(enum dtype type, float x) { return type == DT_BF16 ? f32_from_bf16(bf16_from_f32(x)) : x; }
+static float round_to(enum dtype type, float x)
+{
+    return type == DT_BF16 ? f32_from_bf16(bf16_from_f32(x)) : x;
+}
 
 static float dot_f32(const double *x, const double *y, int64_t n)
 {
@@ -222,9 +234,19 @@ static void run_open(struct run *r, const struct attention_device_case *c, enum 
         r->args.mask.seg_k = case_upload_i32(r->seg_k, 2, (int64_t[]){c->B, c->S});
     }
     layout_upload(&r->layout, r->in, r->x, type);
-    r->a = (struct ref_attention){.B = c->B, .T = c->T, .S = c->S, .H = c->H, .G = c->G, .D = c->D, .scale = (double)(float)scale,
-                                  .causal = c->causal, .q_offset = c->q_offset, .window_left = c->window_left, .window_right = c->window_right,
-                                  .seg_q = r->seg_q, .seg_k = r->seg_k};
+    r->a = (struct ref_attention){.B = c->B,
+                                  .T = c->T,
+                                  .S = c->S,
+                                  .H = c->H,
+                                  .G = c->G,
+                                  .D = c->D,
+                                  .scale = (double)(float)scale,
+                                  .causal = c->causal,
+                                  .q_offset = c->q_offset,
+                                  .window_left = c->window_left,
+                                  .window_right = c->window_right,
+                                  .seg_q = r->seg_q,
+                                  .seg_k = r->seg_k};
     r->lse = room((int64_t)c->B * c->H * c->T, sizeof(double));
     ref_attention_fwd(&r->a, r->truth[O], r->lse, r->x[Q], r->x[K], r->x[V]);
 }
@@ -266,7 +288,10 @@ static void run_compare_lse(const struct run *r)
     free(got), free(want);
 }
 
-static struct view in_view(const struct run *r, int i) { return tensor_view(&r->layout, i, r->in); }
+static struct view in_view(const struct run *r, int i)
+{
+    return tensor_view(&r->layout, i, r->in);
+}
 
 static void run_fwd(struct run *r)
 {

@@ -13,9 +13,9 @@ struct attention_device_case {
     const char *name;
     int B, T, S, H, G, D;
     int causal, q_offset, window_left, window_right; /* windows < 0: none */
-    int documents, boundary; /* documents 0: none; else the first ends at key `boundary`, the others share the rest evenly */
-    int strided;   /* 1: q, k, v in one buffer of rows when T == S (else k and v in one), with gaps between and after the heads */
-    int sharp;     /* 1: large scores, and larger ones for later keys, so that the running maximum moves in every tile */
+    int documents, boundary;                         /* documents 0: none; else the first ends at key `boundary`, the others share the rest evenly */
+    int strided; /* 1: q, k, v in one buffer of rows when T == S (else k and v in one), with gaps between and after the heads */
+    int sharp;   /* 1: large scores, and larger ones for later keys, so that the running maximum moves in every tile */
 };
 
 enum { ATTENTION_FWD = 1, ATTENTION_BWD = 2 };

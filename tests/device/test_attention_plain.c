@@ -24,7 +24,8 @@ static void test_odd_widths(void **state)
 static void test_backward_alone(void **state)
 {
     (void)state;
-    const struct attention_device_case c = {"backward alone", 1, 70, 90, 6, 3, 80, .causal = 1, .q_offset = 15, .window_left = 60, .window_right = -1};
+    const struct attention_device_case c = {"backward alone",  1, 70, 90, 6, 3, 80, .causal = 1, .q_offset = 15, .window_left = 60,
+                                            .window_right = -1};
     attention_device_check(&c, DT_F32, 1, ATTENTION_BWD);
 }
 

@@ -83,13 +83,22 @@ static void check_sequence(const struct shape *a, int b, const double *got, cons
 {
     const int64_t n = (int64_t)a->Tq * a->H * a->D;
     double *truth = room(n, sizeof(double)), *plain = room(n, sizeof(double)), *lse = room(a->Tq * a->H, sizeof(double));
-    const struct ref_attention ref = {.B = 1, .T = a->Tq, .S = a->lens[b] + a->Tq, .H = a->H, .G = a->G, .D = a->D, .scale = (double)scale, .causal = 1,
-                                      .q_offset = a->lens[b], .window_left = a->window, .window_right = -1};
+    const struct ref_attention ref = {.B = 1,
+                                      .T = a->Tq,
+                                      .S = a->lens[b] + a->Tq,
+                                      .H = a->H,
+                                      .G = a->G,
+                                      .D = a->D,
+                                      .scale = (double)scale,
+                                      .causal = 1,
+                                      .q_offset = a->lens[b],
+                                      .window_left = a->window,
+                                      .window_right = -1};
     char name[200];
     ref_attention_fwd(&ref, truth, lse, q, k, v);
     plain_decode(a, plain, q, k, v, &ref);
-    snprintf(name, sizeof name, "B %d Tq %d H %d G %d D %d len %d of %d window %d splits %d %s over %s", a->B, a->Tq, a->H, a->G, a->D, a->lens[b], a->S,
-             a->window, a->splits, dtype_name(a->type), dtype_name(a->cache));
+    snprintf(name, sizeof name, "B %d Tq %d H %d G %d D %d len %d of %d window %d splits %d %s over %s", a->B, a->Tq, a->H, a->G, a->D, a->lens[b],
+             a->S, a->window, a->splits, dtype_name(a->type), dtype_name(a->cache));
     case_expect_2x(name, got, truth, plain, (size_t)n, a->type == DT_BF16 ? 2e-3 : 4e-6);
     free(truth), free(plain), free(lse);
 }
@@ -150,20 +159,20 @@ static void test_bf16(void **state)
     (void)state;
     static const struct shape shapes[] = {
         {2, 1, 6, 6, 64, 300, -1, 0, BF16, .lens = {299, 0}},
-        {1, 1, 4, 4, 128, 700, -1, 1, BF16, .lens = {690}},          /* many stages per warp */
+        {1, 1, 4, 4, 128, 700, -1, 1, BF16, .lens = {690}}, /* many stages per warp */
         {1, 1, 4, 4, 128, 700, -1, 0, BF16, .lens = {650}},
         {3, 1, 6, 3, 80, 200, -1, 3, BF16, .lens = {150, 1, 64}},
         {2, 1, 8, 2, 128, 333, -1, 2, BF16, .lens = {332, 17}},
         {2, 1, 8, 1, 96, 130, -1, 0, BF16, .lens = {127, 90}},
-        {1, 1, 32, 1, 128, 400, -1, 0, BF16, .lens = {390}},         /* two tiles of rows, merged by a kernel of its own */
+        {1, 1, 32, 1, 128, 400, -1, 0, BF16, .lens = {390}}, /* two tiles of rows, merged by a kernel of its own */
         {2, 1, 32, 1, 64, 200, -1, 3, BF16, .lens = {199, 3}},
         {2, 3, 6, 3, 64, 300, -1, 0, BF16, .lens = {100, 256}},
         {1, 8, 8, 2, 128, 200, -1, 2, BF16, .lens = {192}},
-        {2, 8, 32, 1, 96, 100, -1, 0, BF16, .lens = {92, 31}},       /* 256 rows */
+        {2, 8, 32, 1, 96, 100, -1, 0, BF16, .lens = {92, 31}}, /* 256 rows */
         {2, 1, 4, 2, 256, 150, -1, 0, BF16, .lens = {140, 66}},
         {1, 3, 16, 1, 256, 100, -1, 2, BF16, .lens = {70}},
         {2, 1, 6, 3, 40, 100, -1, 0, BF16, .lens = {99, 50}},
-        {1, 1, 3, 1, 20, 90, -1, 0, BF16, .lens = {80}},             /* rows of 40 bytes, padded in the cache */
+        {1, 1, 3, 1, 20, 90, -1, 0, BF16, .lens = {80}}, /* rows of 40 bytes, padded in the cache */
         {2, 1, 6, 3, 64, 300, 20, 0, BF16, .lens = {290, 7}},
         {2, 8, 6, 3, 128, 200, 40, 3, BF16, .lens = {180, 11}},
         {1, 3, 2, 1, 80, 300, 0, 1000, BF16, .lens = {256}},
@@ -218,7 +227,8 @@ static void test_wrong_lengths(void **state)
         struct kv_layer cache = cache_make(&a);
         double *zeros = room(3 * 50 * 4 * 64, sizeof(double));
         struct view kv = case_upload(zeros, a.type, 4, (int64_t[]){3, 50, 2, 64}), q = case_upload(zeros, a.type, 4, (int64_t[]){3, 2, 4, 64});
-        struct view start = case_upload_i32((int32_t[]){0, 0, 0}, 1, (int64_t[]){3}), lens = case_upload_i32((int32_t[]){-7, 49, 1 << 30}, 1, (int64_t[]){3});
+        struct view start = case_upload_i32((int32_t[]){0, 0, 0}, 1, (int64_t[]){3}),
+                    lens = case_upload_i32((int32_t[]){-7, 49, 1 << 30}, 1, (int64_t[]){3});
         struct view o = case_output(a.type, 4, (int64_t[]){3, 2, 4, 64});
         struct attention_args args = {.mask = attention_mask_causal(), .scale = 1};
         void *scratch = case_bytes(be->attention_decode_scratch(case_device(), 3, 2, 4, 64, 50));
