@@ -8,9 +8,6 @@
 
 namespace CUDA_NS {
 
-#define SIMT_WEAK(op) extern op##_fn cuda_##op __attribute__((weak));
-KERNEL_OPS(SIMT_WEAK)
-
 static int open_arch = 90;
 
 enum code cuda_device_open(struct device **dev, const struct device_options *options)
@@ -173,29 +170,11 @@ enum code cuda_matmul(struct device *dev, struct view c, struct view a, struct v
     return bias.p != NULL && c.dtype == DT_BF16 ? bias_add(dev, c, bias) : OK; /* as matmul.cu does */
 }
 
-template <class F> struct missing;
-template <class R, class... A> struct missing<R(A...)> {
-    static R call(A...)
-    {
-        if constexpr (__is_same(R, enum code))
-            return fail(ERR_UNSUPPORTED, "the CUDA backend does not have this operation yet");
-        else if constexpr (!__is_same(R, void))
-            return R();
-    }
-};
-
 } // namespace CUDA_NS
 
-const struct backend *simt_backend(void)
-{
-    static struct backend table;
-    if (table.name == NULL) {
-#define SIMT_SLOT(op) table.op = CUDA_NS::cuda_##op != NULL ? CUDA_NS::cuda_##op : CUDA_NS::missing<op##_fn>::call;
-        KERNEL_OPS(SIMT_SLOT)
-        table.name = "simt";
-    }
-    return &table;
-}
+#define SIMT_SLOT(op) CUDA_NS::cuda_##op,
+static const struct backend backend_simt = {"simt", KERNEL_OPS(SIMT_SLOT)};
+const struct backend *simt_backend(void) { return &backend_simt; }
 
 void simt_open_as(int arch)
 {
