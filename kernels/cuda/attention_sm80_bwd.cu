@@ -1,9 +1,11 @@
 /* Attention backward for sm_80 and later (bf16): dK and dV, and dQ by addition (FlashAttention-2, Dao 2023, alg. 2).
  *
- * A block takes KEYS = 16 GROUPS keys of one sequence and key/value head and loops over the packed rows (attention_sm80_tile.cuh) that see them: all R
- * query heads of the group, so dK and dV are summed over the group in registers, without atomics or an expanded buffer. Per tile
- * of ROWS rows, with scores transposed so that P and dS stay in registers as operands:
- *   S' = K Q'   P' = exp2(scale log2e S' - lse log2e)   dP' = V dO'   dS' = P' (dP' - delta)   dV += P' dO   dK += dS' Q
+ * A block takes KEYS = 16 GROUPS keys of one sequence and key/value head and loops over the packed rows (attention_sm80_tile.cuh)
+ * that see them: all R query heads of the group, so dK and dV are summed over the group in registers, without atomics or an
+ * expanded buffer. Per tile of ROWS rows, with scores transposed so that P and dS stay in registers as operands:
+ *
+ *   S' = K Q',  P' = exp2(scale log2e S' - lse log2e),  dP' = V dO',  dS' = P' (dP' - delta),  dV += P' dO,  dK += dS' Q
+ *
  * dS' then goes to shared memory (32-bit stores, no bank conflicts) and the block computes dQ = dS K, rows and columns shared out among
  * the warps, which is added to dq_sum in f32: red.add through L2. In deterministic mode that product is left out and
  * attention_sm80_bwd_dq.cu computes dQ: 4 + 3 products instead of 5.
@@ -11,8 +13,8 @@
  * SPLIT = 1: a warp owns 16 keys and all columns of dK and dV. SPLIT = 2 (W = 256, whose accumulators would not fit): two warps own the
  * same 16 keys, half of the rows of S' and half of the columns each, and exchange P' and dS' through shared memory.
  * STAGES = 2: Q and dO of the next tile are copied during the whole current one. STAGES = 1: during its dQ product alone.
- * Two barriers per tile. K, V, Q and dO are read by ldmatrix, one per two mma: shared memory bandwidth, not the tensor cores, is
- * the limit of this kernel on the A100 (0.55 ldmatrix per mma: about 85 % of the peak at best).
+ * Two barriers per tile. Operands are read by ldmatrix, 0.55 per mma (4 cycles of shared memory for 512 bytes, 2 of an A100 SM's
+ * tensor cores per mma): shared memory bandwidth, not the tensor cores, is the limit of this kernel, at about 85 % of the peak.
  *
  * Key tiles of one head follow each other in the grid, the first keys (most rows under a causal mask) first. */
 #include "attention_sm80_bwd.cuh"
@@ -31,8 +33,7 @@ template <int W, int ROWS_, int GROUPS, int SPLIT, int STAGES> struct bwd_shape 
 };
 
 /* dQ's share of this warp, dS K, added to dq_sum. */
-template <class shape, int W>
-__device__ __forceinline__ void dq_add(const bwd_params &f, uint32_t at, int b, int g, int n, int end)
+template <class shape, int W> __device__ __forceinline__ void dq_add(const bwd_params &f, uint32_t at, int b, int g, int n, int end)
 {
     const attention_problem &p = f.p;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -75,7 +76,8 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
     const attention_problem &p = f.p;
     SMEM(unsigned char, smem);
     const uint32_t at = smem_addr(smem);
-    const int warp = threadIdx.x >> 5, own = (SPLIT > 1 ? warp % GROUPS : warp) * 16, part = SPLIT > 1 ? warp / GROUPS : 0, part_row = part * (ROWS / SPLIT);
+    const int warp = threadIdx.x >> 5, own = (SPLIT > 1 ? warp % GROUPS : warp) * 16, part = SPLIT > 1 ? warp / GROUPS : 0,
+              part_row = part * (ROWS / SPLIT);
     const int bg = blockIdx.x / f.tiles, b = bg / p.G, g = bg % p.G, s0 = (int)(blockIdx.x % f.tiles) * KEYS;
     const tile_range seen = range_of_keys(p, b, s0, min(s0 + KEYS, p.S), s0 + KEYS <= p.S);
     const int begin = min(seen.lo, p.T) * p.R, end = min(seen.hi, p.T) * p.R; /* packed rows */
@@ -134,7 +136,8 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
             product_rows<W>(dp, v_at, dout_rows);
         scores_grad(dp, s, info, part_row);
 
-        const uint32_t q_columns = fragment_by_rows<W>(q_at + part * (W / SPLIT) * 2), dout_columns = fragment_by_rows<W>(dout_at + part * (W / SPLIT) * 2);
+        const uint32_t q_columns = fragment_by_rows<W>(q_at + part * (W / SPLIT) * 2),
+                       dout_columns = fragment_by_rows<W>(dout_at + part * (W / SPLIT) * 2);
         uint32_t a[1][4];
         if (SPLIT == 1) {
 #pragma unroll
@@ -158,7 +161,8 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
                 operand_put<ROWS>(smem + shape::DS, own, part * N + 2 * i, a[0]);
             }
             __syncthreads();
-            const uint32_t p_at = fragment_by_rows<ROWS>(at + shape::P + own * ROWS * 2), ds_at = fragment_by_rows<ROWS>(at + shape::DS + own * ROWS * 2);
+            const uint32_t p_at = fragment_by_rows<ROWS>(at + shape::P + own * ROWS * 2),
+                           ds_at = fragment_by_rows<ROWS>(at + shape::DS + own * ROWS * 2);
 #pragma unroll
             for (int i = 0; i < ROWS / 16; i++) {
                 ldmatrix_x4(a[0], fragment_at<ROWS>(p_at, 0, 2 * i));
@@ -214,7 +218,8 @@ template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT> enum cod
     if (blocks > INT32_MAX)
         return fail(ERR_UNSUPPORTED, "attention_bwd: %lld blocks of keys; a launch takes 2^31", (long long)blocks);
     if (dev->smem_max < (size_t)shape::BYTES)
-        return fail(ERR_UNSUPPORTED, "attention_bwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES, dev->smem_max);
+        return fail(ERR_UNSUPPORTED, "attention_bwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES,
+                    dev->smem_max);
     const dim3 grid((unsigned)blocks), block(shape::THREADS);
     if (blocks == 0)
         return OK;

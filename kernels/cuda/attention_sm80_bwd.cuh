@@ -19,8 +19,14 @@ struct bwd_params {
 
 /* What the rows of a tile need beside Q and dO. Rows that do not exist, and those that see no key: lse2 = inf makes P 0; t = -1 is
  * seen by no key. */
-template <int ROWS> struct rows_info { float lse2[ROWS], delta[ROWS]; int t[ROWS], seg[ROWS]; };
-struct row_info { float lse2, delta; int t, seg; };
+template <int ROWS> struct rows_info {
+    float lse2[ROWS], delta[ROWS];
+    int t[ROWS], seg[ROWS];
+};
+struct row_info {
+    float lse2, delta;
+    int t, seg;
+};
 
 __device__ __forceinline__ row_info row_info_load(const bwd_params &f, int b, int g, int n, int end)
 {
@@ -46,7 +52,8 @@ template <int ROWS> __device__ __forceinline__ void row_info_put(rows_info<ROWS>
 
 /* Bit 4 j + e is set where element s[0][j][e] of scores s'[16 keys][8 N rows], rows from `first` of the tile, is invisible. key: this
  * lane's first, the other is key + 8. Made before the scores are, while registers are free, and in tiles that are not whole alone. */
-template <int N, int ROWS> __device__ __forceinline__ uint32_t scores_hidden(const rows_info<ROWS> *info, int first, const attention_problem &p, int b, int key)
+template <int N, int ROWS>
+__device__ __forceinline__ uint32_t scores_hidden(const rows_info<ROWS> *info, int first, const attention_problem &p, int b, int key)
 {
     const int column = first + (threadIdx.x & 3) * 2;
     uint32_t hidden = 0;
@@ -68,7 +75,8 @@ template <int N, int ROWS> __device__ __forceinline__ uint32_t scores_hidden(con
     return hidden;
 }
 /* Scores become P'. */
-template <int N, int ROWS> __device__ __forceinline__ void scores_exp(float (&s)[1][N][4], const rows_info<ROWS> *info, int first, float scale2, uint32_t hidden)
+template <int N, int ROWS>
+__device__ __forceinline__ void scores_exp(float (&s)[1][N][4], const rows_info<ROWS> *info, int first, float scale2, uint32_t hidden)
 {
     const int column = first + (threadIdx.x & 3) * 2;
 #pragma unroll
@@ -88,7 +96,8 @@ template <int N, int ROWS> __device__ __forceinline__ void scores_exp(float (&s)
     }
 }
 /* dS' = P' (dP' - delta), in place of dP'. */
-template <int N, int ROWS> __device__ __forceinline__ void scores_grad(float (&dp)[1][N][4], const float (&s)[1][N][4], const rows_info<ROWS> *info, int first)
+template <int N, int ROWS>
+__device__ __forceinline__ void scores_grad(float (&dp)[1][N][4], const float (&s)[1][N][4], const rows_info<ROWS> *info, int first)
 {
     const int column = first + (threadIdx.x & 3) * 2;
 #pragma unroll

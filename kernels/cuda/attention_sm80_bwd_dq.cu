@@ -138,7 +138,8 @@ template <int W, int KEYS, int KEPT> enum code dq_launch(struct device *dev, con
     if (blocks > INT32_MAX)
         return fail(ERR_UNSUPPORTED, "attention_bwd: %lld blocks of rows; a launch takes 2^31", (long long)blocks);
     if (dev->smem_max < (size_t)shape::BYTES)
-        return fail(ERR_UNSUPPORTED, "attention_bwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES, dev->smem_max);
+        return fail(ERR_UNSUPPORTED, "attention_bwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES,
+                    dev->smem_max);
     return LAUNCH(dev, (dq_k<W, KEYS, KEPT>), dim3((unsigned)blocks), dim3(THREADS), shape::BYTES, f);
 }
 

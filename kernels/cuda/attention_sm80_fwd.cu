@@ -20,10 +20,10 @@ namespace {
 struct fwd_params {
     attention_problem p;
     divider by_r;
-    int tiles;        /* of packed rows */
-    float scale2;     /* |scale| log2 e; 1 when the scale is 0 */
-    float sign;       /* of the scale: scores are multiplied by it where they are masked; not 1: every tile is */
-    float grown;      /* by how much a raw score must exceed m to replace it */
+    int tiles;    /* of packed rows */
+    float scale2; /* |scale| log2 e; 1 when the scale is 0 */
+    float sign;   /* of the scale: scores are multiplied by it where they are masked; not 1: every tile is */
+    float grown;  /* by how much a raw score must exceed m to replace it */
 };
 
 template <int W, int M, int KEYS, int WARPS> struct fwd_shape {
@@ -31,7 +31,9 @@ template <int W, int M, int KEYS, int WARPS> struct fwd_shape {
 };
 
 /* Softmax state of the rows 16 i + 8 half + g of this warp's tile. `sum` is this lane's share. */
-template <int M> struct softmax_rows { float m[M][2], sum[M][2]; };
+template <int M> struct softmax_rows {
+    float m[M][2], sum[M][2];
+};
 
 /* Raw scores s become P; o and the sums are rescaled when a maximum moved. */
 template <int M, int N, int ON>
@@ -85,8 +87,7 @@ __device__ __forceinline__ void softmax_step(softmax_rows<M> &row, float (&s)[M]
 }
 
 /* IN_REGISTERS: Q's fragments are read once and kept. */
-template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
+template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
 {
     using shape = fwd_shape<W, M, KEYS, WARPS>;
     const int THREADS = WARPS * 32, N = KEYS / 8, ON = W / 8;
@@ -167,7 +168,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
             const int n = n0 + own + 16 * i + 8 * half + (lane >> 2);
             const packed_row w = packed_row_of(f.by_r, p.R, g, n);
             if ((lane & 3) == 0 && n < n1)
-                p.lse[b * p.lse_batch + w.h * p.lse_head + w.t] = sum == 0.0f ? -INFINITY : row.m[i][half] * f.scale2 * 0.6931471805599453f + logf(sum);
+                p.lse[b * p.lse_batch + w.h * p.lse_head + w.t] =
+                    sum == 0.0f ? -INFINITY : row.m[i][half] * f.scale2 * 0.6931471805599453f + logf(sum);
         }
 #pragma unroll
         for (int j = 0; j < ON; j++)
@@ -199,7 +201,8 @@ template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> enum 
     if (blocks > INT32_MAX)
         return fail(ERR_UNSUPPORTED, "attention_fwd: %lld blocks of rows; a launch takes 2^31", (long long)blocks);
     if (dev->smem_max < (size_t)shape::BYTES)
-        return fail(ERR_UNSUPPORTED, "attention_fwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES, dev->smem_max);
+        return fail(ERR_UNSUPPORTED, "attention_fwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES,
+                    dev->smem_max);
     return LAUNCH(dev, (fwd_k<W, M, KEYS, WARPS, IN_REGISTERS, BLOCKS>), dim3((unsigned)blocks), dim3(WARPS * 32), shape::BYTES, f);
 }
 

@@ -26,7 +26,9 @@ __device__ __forceinline__ int segment_bound(const int32_t *seg, int n, int id, 
 
 /* What a tile of rows [t0, t1) does with keys (or, mirrored, what a tile of keys does with rows): [lo, hi) are visited; a tile of the
  * other side inside [inner_lo, inner_hi) is visible as a whole. */
-struct tile_range { int lo, hi, inner_lo, inner_hi; };
+struct tile_range {
+    int lo, hi, inner_lo, inner_hi;
+};
 
 /* Narrows r to the documents of ids[first] .. ids[last] of the other side's `seg`; nothing is inner when there are two documents. */
 __device__ __forceinline__ void range_narrow(tile_range &r, const int32_t *ids, int first, int last, const int32_t *seg, int n)
@@ -62,7 +64,8 @@ __device__ __forceinline__ tile_range range_of_keys(const attention_problem &p, 
 
 /* Scores s[M][N] of packed rows n + 16 i + .. and keys s0 + 8 j + ..: times `sign` where visible, `hidden` elsewhere. */
 template <int M, int N>
-__device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention_problem &p, divider by_r, int b, int n, int s0, float sign, float hidden)
+__device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention_problem &p, divider by_r, int b, int n, int s0, float sign,
+                                            float hidden)
 {
     const int lane = threadIdx.x & 31, column = (lane & 3) * 2;
     const int32_t *seg_k = p.seg_k != NULL ? p.seg_k + b * p.seg_k_batch : NULL;

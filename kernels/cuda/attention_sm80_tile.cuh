@@ -119,7 +119,8 @@ template <int W, int M, int N, int C> __device__ __forceinline__ void product_ro
         }
 }
 /* d[M][N] += a b for the 16 rows of tile b that begin at row r; b: fragment_by_rows at its first row and chunk; columns of d are columns of b. */
-template <int W, int M, int N> __device__ __forceinline__ void product_columns(float (&d)[M][N][4], const uint32_t (&a)[M][4], uint32_t b, int r, int c)
+template <int W, int M, int N>
+__device__ __forceinline__ void product_columns(float (&d)[M][N][4], const uint32_t (&a)[M][4], uint32_t b, int r, int c)
 {
 #pragma unroll
     for (int j = 0; j < N; j += 2) {
@@ -136,7 +137,9 @@ template <int W, int M, int N> __device__ __forceinline__ void product_columns(f
 /* ---- copies ---- */
 
 /* n / d for n < 2^31 without a division (Granlund and Montgomery 1994, fig. 4.1). */
-struct divider { uint32_t times, shift; };
+struct divider {
+    uint32_t times, shift;
+};
 static inline divider divider_make(int d)
 {
     divider r = {1, 0};
@@ -151,7 +154,9 @@ __device__ __forceinline__ int divide(divider d, int n)
 }
 
 /* Packed row n of sequence b, group g. */
-struct packed_row { int t, h; };
+struct packed_row {
+    int t, h;
+};
 __device__ __forceinline__ packed_row packed_row_of(divider by_r, int R, int g, int n)
 {
     packed_row w;

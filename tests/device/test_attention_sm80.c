@@ -59,7 +59,8 @@ static void test_deterministic(void **state)
 static void test_backward_alone(void **state)
 {
     (void)state;
-    const struct attention_device_case c = {"backward alone", 1, 70, 90, 6, 3, 80, .causal = 1, .q_offset = 15, .window_left = 60, .window_right = -1};
+    const struct attention_device_case c = {"backward alone",  1, 70, 90, 6, 3, 80, .causal = 1, .q_offset = 15, .window_left = 60,
+                                            .window_right = -1};
     attention_device_check(&c, DT_BF16, 0, ATTENTION_BWD);
     attention_device_check(&c, DT_BF16, 1, ATTENTION_BWD);
 }
@@ -102,6 +103,21 @@ static void test_any_scale(void **state)
     assert_int_equal(case_faults(), 0);
 }
 
+/* A tile whose last key, or first key or row, is the one that makes it need the mask. */
+static void test_tile_edges(void **state)
+{
+    (void)state;
+    const struct attention_device_case cases[] = {
+        {"one past the diagonal", 1, 130, 192, 1, 1, 64, CAUSAL, .q_offset = 62},
+        {"one past the diagonal", 1, 68, 130, 1, 1, 128, CAUSAL, .q_offset = 46},
+        {"one before the window", 1, 2, 110, 2, 1, 64, .causal = 1, .q_offset = 100, .window_left = 70, .window_right = -1},
+        {"one after the window", 1, 66, 140, 1, 1, 64, .causal = 0, .window_left = -1, .window_right = 62},
+    };
+    for (size_t i = 0; i < COUNT_OF(cases); i++)
+        for (int deterministic = 0; deterministic < 2; deterministic++)
+            attention_device_check(&cases[i], DT_BF16, deterministic, ATTENTION_FWD | ATTENTION_BWD);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
@@ -109,6 +125,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup(test_deterministic, open_80),
         cmocka_unit_test_setup(test_backward_alone, open_80),
         cmocka_unit_test_setup(test_repeat, open_80),
+        cmocka_unit_test_setup(test_tile_edges, open_80),
         cmocka_unit_test_setup(test_any_scale, open_80),
         cmocka_unit_test(test_less_shared_memory),
     };
