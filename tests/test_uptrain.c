@@ -211,7 +211,7 @@ static void test_plan_says_what_does_not_fit(void **state)
     (void)state;
     struct child c = runs_start("huge", ARGS("--plan", "model.arch.hidden_size=16384", "model.arch.num_attention_heads=128", "model.arch.head_dim=128",
                                              "model.arch.num_key_value_heads=128", "model.arch.num_hidden_layers=120",
-                                             "model.arch.intermediate_size=65536"), NULL);
+                                             "model.arch.intermediate_size=65536", "--device", "cpu"), NULL); /* a GPU says it itself */
     assert_non_null(strstr(c.out, "parameters"));
     runs_expect(&c, 6, "micro_batch_size");
 }
