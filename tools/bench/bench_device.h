@@ -77,9 +77,11 @@ static inline enum code bench_random(struct bench *b, struct view v, uint64_t se
         f32[i] = ((float)(h & 0xffff) + (float)(h >> 16 & 0xffff) + (float)(h >> 32 & 0xffff) + (float)(h >> 48)) / 37837.0f - 3.4641f;
         bf16[i] = bf16_from_f32(f32[i]);
     }
-    for (size_t at = 0; at < n; at += BLOCK) {
-        size_t count = n - at < BLOCK ? n - at : BLOCK;
-        TRY(b->be->device_copy(b->dev, (char *)v.p + at * size, v.dtype == DT_BF16 ? (const void *)bf16 : (const void *)f32, count * size));
+    size_t done = n < BLOCK ? n : BLOCK;
+    TRY(b->be->device_copy(b->dev, v.p, v.dtype == DT_BF16 ? (const void *)bf16 : (const void *)f32, done * size));
+    for (size_t more; done < n; done += more) { /* doubled on the device */
+        more = n - done < done ? n - done : done;
+        TRY(b->be->device_copy(b->dev, (char *)v.p + done * size, v.p, more * size));
     }
     return b->be->device_sync(b->dev);
 }
