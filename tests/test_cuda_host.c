@@ -9,7 +9,9 @@
 #include "cuda/fake_cuda.h"
 #include "model/model.h"
 
-struct head { int arch, sm_count; }; /* struct device of kernels/cuda/cuda.cuh begins so */
+struct head {
+    int arch, sm_count;
+}; /* struct device of kernels/cuda/cuda.cuh begins so */
 
 static const struct backend *be;
 static struct device *dev;
@@ -43,7 +45,10 @@ static int close_device(void **state)
 
 /* ---- which device ---- */
 
-static void auto_means_auto(void) { unsetenv("GQAKIT_DEVICE"); } /* the harness says the CPU */
+static void auto_means_auto(void)
+{
+    unsetenv("GQAKIT_DEVICE");
+} /* the harness says the CPU */
 
 static void refuses(int driver, int devices, int major, int minor, const char *part)
 {
@@ -172,13 +177,20 @@ static void test_ring(void **state)
 
 /* ---- products ---- */
 
-struct tensor { struct view v; double *x; }; /* on the device; dense values */
+struct tensor {
+    struct view v;
+    double *x;
+}; /* on the device; dense values */
 
-static double rounded(double x, enum dtype t) { return t == DT_BF16 ? (double)f32_from_bf16(bf16_from_f32((float)x)) : x; }
+static double rounded(double x, enum dtype t)
+{
+    return t == DT_BF16 ? (double)f32_from_bf16(bf16_from_f32((float)x)) : x;
+}
 
 static struct tensor tensor_make(struct arena *a, enum dtype t, int64_t rows, int64_t cols, int64_t stride, int seed)
 {
-    struct tensor m = {view_2d(arena_carve(a, (size_t)(rows * stride) * dtype_bytes(t)), t, rows, cols), calloc((size_t)(rows * cols), sizeof(double))};
+    struct tensor m = {view_2d(arena_carve(a, (size_t)(rows * stride) * dtype_bytes(t)), t, rows, cols),
+                       calloc((size_t)(rows * cols), sizeof(double))};
     float *f = calloc((size_t)(rows * stride), sizeof *f);
     void *low = calloc((size_t)(rows * stride), 4);
     m.v.s[0] = stride;
@@ -200,7 +212,8 @@ static void product(enum dtype in, enum dtype out, int ta, int tb, float beta, i
     const int64_t M = 5, N = 7, K = 6;
     struct arena a = {0};
     assert_ok(be->device_alloc(dev, &a, "a test", 1 << 16));
-    struct tensor x = tensor_make(&a, in, ta ? K : M, ta ? M : K, (ta ? M : K) + spare, 1), y = tensor_make(&a, in, tb ? N : K, tb ? K : N, (tb ? K : N) + spare, 2);
+    struct tensor x = tensor_make(&a, in, ta ? K : M, ta ? M : K, (ta ? M : K) + spare, 1),
+                  y = tensor_make(&a, in, tb ? N : K, tb ? K : N, (tb ? K : N) + spare, 2);
     struct tensor c = tensor_make(&a, out, M, N, N + spare, 3), bias = tensor_make(&a, DT_F32, 1, N, N, 4);
     struct view bv = view_1d(bias.v.p, DT_F32, N);
     const long launches = fake.launches;
@@ -218,7 +231,8 @@ static void product(enum dtype in, enum dtype out, int ta, int tb, float beta, i
                 want += x.x[ta ? k * M + m : m * K + k] * y.x[tb ? n * K + k : k * N + n];
             want = 0.5 * want + (double)beta * c.x[m * N + n] + (with_bias && !by_kernel ? bias.x[n] : 0.0);
             if (!((double)got[m * c.v.s[0] + n] == rounded(want, out)))
-                print_error("%s -> %s ta %d tb %d beta %g bias %d: [%d,%d]\n", dtype_name(in), dtype_name(out), ta, tb, (double)beta, with_bias, (int)m, (int)n);
+                print_error("%s -> %s ta %d tb %d beta %g bias %d: [%d,%d]\n", dtype_name(in), dtype_name(out), ta, tb, (double)beta, with_bias,
+                            (int)m, (int)n);
             assert_true((double)got[m * c.v.s[0] + n] == rounded(want, out));
         }
     for (int64_t m = 0; m < M; m++)

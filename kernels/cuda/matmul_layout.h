@@ -9,7 +9,9 @@
 
 #include "kernels/kernels.h"
 
-struct matmul_matrix { int64_t rows, cols, ld, transposed; }; /* as stored, column-major; no padding: compared as bytes */
+struct matmul_matrix {
+    int64_t rows, cols, ld, transposed;
+}; /* as stored, column-major; no padding: compared as bytes */
 
 struct matmul_layout {
     int64_t m, n, k;

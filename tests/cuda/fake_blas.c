@@ -9,13 +9,39 @@
 
 #include "fake_cuda.h"
 
-struct desc { int32_t trans_a, trans_b, bias_type; uint32_t epilogue; const void *bias; };
-struct layout { int32_t type; int64_t rows, cols, ld; };
-struct product { struct desc desc; struct layout A, B, D; const void *a, *b; void *d; float alpha, beta; };
+struct desc {
+    int32_t trans_a, trans_b, bias_type;
+    uint32_t epilogue;
+    const void *bias;
+};
+struct layout {
+    int32_t type;
+    int64_t rows, cols, ld;
+};
+struct product {
+    struct desc desc;
+    struct layout A, B, D;
+    const void *a, *b;
+    void *d;
+    float alpha, beta;
+};
 
-cublasStatus_t CUBLASWINAPI cublasLtCreate(cublasLtHandle_t *h) { *h = calloc(1, 1); fake.live++; return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t CUBLASWINAPI cublasLtDestroy(cublasLtHandle_t h) { free(h); fake.live--; return CUBLAS_STATUS_SUCCESS; }
-const char *CUBLASWINAPI cublasLtGetStatusString(cublasStatus_t s) { return s == CUBLAS_STATUS_SUCCESS ? "fine" : "a fake refusal"; }
+cublasStatus_t CUBLASWINAPI cublasLtCreate(cublasLtHandle_t *h)
+{
+    *h = calloc(1, 1);
+    fake.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtDestroy(cublasLtHandle_t h)
+{
+    free(h);
+    fake.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+const char *CUBLASWINAPI cublasLtGetStatusString(cublasStatus_t s)
+{
+    return s == CUBLAS_STATUS_SUCCESS ? "fine" : "a fake refusal";
+}
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, cublasComputeType_t compute, cudaDataType_t scale)
 {
@@ -26,13 +52,22 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulDescCreate(cublasLtMatmulDesc_t *out, 
     fake.live++;
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d) { free(d); fake.live--; return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t CUBLASWINAPI cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t at, cublasLtMatmulDescAttributes_t what, const void *value, size_t bytes)
+cublasStatus_t CUBLASWINAPI cublasLtMatmulDescDestroy(cublasLtMatmulDesc_t d)
+{
+    free(d);
+    fake.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulDescSetAttribute(cublasLtMatmulDesc_t at, cublasLtMatmulDescAttributes_t what, const void *value,
+                                                           size_t bytes)
 {
     struct desc *d = (struct desc *)(void *)at;
-    void *to = what == CUBLASLT_MATMUL_DESC_TRANSA ? (void *)&d->trans_a : what == CUBLASLT_MATMUL_DESC_TRANSB ? (void *)&d->trans_b
-             : what == CUBLASLT_MATMUL_DESC_EPILOGUE ? (void *)&d->epilogue : what == CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE ? (void *)&d->bias_type
-             : what == CUBLASLT_MATMUL_DESC_BIAS_POINTER ? (void *)&d->bias : NULL;
+    void *to = what == CUBLASLT_MATMUL_DESC_TRANSA           ? (void *)&d->trans_a
+               : what == CUBLASLT_MATMUL_DESC_TRANSB         ? (void *)&d->trans_b
+               : what == CUBLASLT_MATMUL_DESC_EPILOGUE       ? (void *)&d->epilogue
+               : what == CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE ? (void *)&d->bias_type
+               : what == CUBLASLT_MATMUL_DESC_BIAS_POINTER   ? (void *)&d->bias
+                                                             : NULL;
     if (!to || bytes != (what == CUBLASLT_MATMUL_DESC_BIAS_POINTER ? 8u : 4u)) {
         fake_fault("attribute %d of a product, %zu bytes", (int)what, bytes);
         return CUBLAS_STATUS_INVALID_VALUE;
@@ -49,9 +84,24 @@ cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutCreate(cublasLtMatrixLayout_t *o
     fake.live++;
     return CUBLAS_STATUS_SUCCESS;
 }
-cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l) { free(l); fake.live--; return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p) { *p = calloc(1, 1); fake.live++; return CUBLAS_STATUS_SUCCESS; }
-cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p) { free(p); fake.live--; return CUBLAS_STATUS_SUCCESS; }
+cublasStatus_t CUBLASWINAPI cublasLtMatrixLayoutDestroy(cublasLtMatrixLayout_t l)
+{
+    free(l);
+    fake.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceCreate(cublasLtMatmulPreference_t *p)
+{
+    *p = calloc(1, 1);
+    fake.live++;
+    return CUBLAS_STATUS_SUCCESS;
+}
+cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceDestroy(cublasLtMatmulPreference_t p)
+{
+    free(p);
+    fake.live--;
+    return CUBLAS_STATUS_SUCCESS;
+}
 cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulPreference_t p, cublasLtMatmulPreferenceAttributes_t what,
                                                                  const void *value, size_t bytes)
 {
@@ -64,9 +114,9 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmulPreferenceSetAttribute(cublasLtMatmulP
     return CUBLAS_STATUS_SUCCESS;
 }
 
-cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A, cublasLtMatrixLayout_t B,
-                                                           cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D, cublasLtMatmulPreference_t p, int room,
-                                                           cublasLtMatmulHeuristicResult_t *out, int *n)
+cublasStatus_t CUBLASWINAPI cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, cublasLtMatrixLayout_t A,
+                                                           cublasLtMatrixLayout_t B, cublasLtMatrixLayout_t C, cublasLtMatrixLayout_t D,
+                                                           cublasLtMatmulPreference_t p, int room, cublasLtMatmulHeuristicResult_t *out, int *n)
 {
     const struct desc *d = (const struct desc *)(void *)desc;
     (void)h, (void)A, (void)B, (void)C, (void)D, (void)p, (void)room;
@@ -129,8 +179,9 @@ static size_t span(const struct layout *l)
 }
 
 cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDesc_t desc, const void *alpha, const void *a, cublasLtMatrixLayout_t A,
-                                           const void *b, cublasLtMatrixLayout_t B, const void *beta, const void *c, cublasLtMatrixLayout_t C, void *d,
-                                           cublasLtMatrixLayout_t D, const cublasLtMatmulAlgo_t *algo, void *work, size_t work_bytes, cudaStream_t s)
+                                           const void *b, cublasLtMatrixLayout_t B, const void *beta, const void *c, cublasLtMatrixLayout_t C,
+                                           void *d, cublasLtMatrixLayout_t D, const cublasLtMatmulAlgo_t *algo, void *work, size_t work_bytes,
+                                           cudaStream_t s)
 {
     struct product p;
     (void)h, (void)algo, (void)s;
@@ -142,8 +193,9 @@ cublasStatus_t CUBLASWINAPI cublasLtMatmul(cublasLtHandle_t h, cublasLtMatmulDes
     memcpy(&p.alpha, alpha, 4);
     memcpy(&p.beta, beta, 4);
     const int ta = p.desc.trans_a == CUBLAS_OP_T, tb = p.desc.trans_b == CUBLAS_OP_T;
-    if ((ta ? p.A.cols : p.A.rows) != p.D.rows || (tb ? p.B.rows : p.B.cols) != p.D.cols || (ta ? p.A.rows : p.A.cols) != (tb ? p.B.cols : p.B.rows) ||
-        p.A.ld < p.A.rows || p.B.ld < p.B.rows || p.D.ld < p.D.rows || c != d || C != D || p.A.type != p.B.type)
+    if ((ta ? p.A.cols : p.A.rows) != p.D.rows || (tb ? p.B.rows : p.B.cols) != p.D.cols ||
+        (ta ? p.A.rows : p.A.cols) != (tb ? p.B.cols : p.B.rows) || p.A.ld < p.A.rows || p.B.ld < p.B.rows || p.D.ld < p.D.rows || c != d || C != D ||
+        p.A.type != p.B.type)
         fake_fault("a product whose matrices do not fit");
     if (!fake_is_device(a, span(&p.A)) || !fake_is_device(b, span(&p.B)) || !fake_is_device(d, span(&p.D)) || !fake_is_device(work, work_bytes))
         fake_fault("a product beyond device memory");

@@ -17,12 +17,31 @@
 
 struct fake_cuda fake;
 
-struct operation { void (*run)(void *context); void *context; size_t bytes; };
-struct list { struct operation *at; long n, room; };
-struct cudaGraph_fake { struct list list; };
-struct event { long after; };
-struct allocation { char *p; size_t bytes; int pinned; };
-struct kernel { const void *entry; const char *name; int smem; };
+struct operation {
+    void (*run)(void *context);
+    void *context;
+    size_t bytes;
+};
+struct list {
+    struct operation *at;
+    long n, room;
+};
+struct cudaGraph_fake {
+    struct list list;
+};
+struct event {
+    long after;
+};
+struct allocation {
+    char *p;
+    size_t bytes;
+    int pinned;
+};
+struct kernel {
+    const void *entry;
+    const char *name;
+    int smem;
+};
 
 static struct list stream, *capture; /* the one stream; the graph being recorded */
 static long done;                    /* operations of the stream that have run */
@@ -143,10 +162,22 @@ int fake_is_device(const void *p, size_t bytes)
     return a && !a->pinned;
 }
 
-cudaError_t CUDARTAPI cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes, 0); }
-cudaError_t CUDARTAPI cudaMallocHost(void **p, size_t bytes) { return allocate(p, bytes, 1); }
-cudaError_t CUDARTAPI cudaFree(void *p) { return release(p, 0); }
-cudaError_t CUDARTAPI cudaFreeHost(void *p) { return release(p, 1); }
+cudaError_t CUDARTAPI cudaMalloc(void **p, size_t bytes)
+{
+    return allocate(p, bytes, 0);
+}
+cudaError_t CUDARTAPI cudaMallocHost(void **p, size_t bytes)
+{
+    return allocate(p, bytes, 1);
+}
+cudaError_t CUDARTAPI cudaFree(void *p)
+{
+    return release(p, 0);
+}
+cudaError_t CUDARTAPI cudaFreeHost(void *p)
+{
+    return release(p, 1);
+}
 cudaError_t CUDARTAPI cudaMemGetInfo(size_t *spare, size_t *total)
 {
     *total = (size_t)1 << 37;
@@ -161,7 +192,11 @@ cudaError_t CUDARTAPI cudaPointerGetAttributes(struct cudaPointerAttributes *a, 
     return cudaSuccess;
 }
 
-struct copy { void *dst; const void *src; size_t bytes; };
+struct copy {
+    void *dst;
+    const void *src;
+    size_t bytes;
+};
 static void copy_run(void *context)
 {
     const struct copy *c = context;
@@ -172,8 +207,9 @@ cudaError_t CUDARTAPI cudaMemcpyAsync(void *dst, const void *src, size_t bytes, 
     const struct allocation *to = find(dst, bytes), *from = find(src, bytes);
     const struct copy c = {dst, src, bytes};
     (void)s;
-    if (kind == cudaMemcpyHostToDevice ? !(to && !to->pinned && from && from->pinned)
-                                       : kind == cudaMemcpyDeviceToHost ? !(from && !from->pinned) : !(to && from && !to->pinned && !from->pinned))
+    if (kind == cudaMemcpyHostToDevice   ? !(to && !to->pinned && from && from->pinned)
+        : kind == cudaMemcpyDeviceToHost ? !(from && !from->pinned)
+                                         : !(to && from && !to->pinned && !from->pinned))
         fake_fault("a copy of kind %d from or to memory of another kind, or beyond its end", (int)kind);
     if (fake.dry && kind == cudaMemcpyDeviceToDevice && bytes > DRY_BYTES)
         return cudaSuccess;
@@ -181,7 +217,11 @@ cudaError_t CUDARTAPI cudaMemcpyAsync(void *dst, const void *src, size_t bytes, 
     return cudaSuccess;
 }
 
-struct set { void *dst; int value; size_t bytes; };
+struct set {
+    void *dst;
+    int value;
+    size_t bytes;
+};
 static void set_run(void *context)
 {
     const struct set *c = context;
@@ -210,7 +250,11 @@ cudaError_t CUDARTAPI cudaGetDeviceCount(int *n)
     *n = fake.devices;
     return cudaSuccess;
 }
-cudaError_t CUDARTAPI cudaDriverGetVersion(int *v) { *v = fake.driver; return cudaSuccess; }
+cudaError_t CUDARTAPI cudaDriverGetVersion(int *v)
+{
+    *v = fake.driver;
+    return cudaSuccess;
+}
 cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *p, int i)
 {
     (void)i;
@@ -223,25 +267,75 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *p, int i)
     p->totalGlobalMem = (size_t)1 << 37;
     return cudaSuccess;
 }
-cudaError_t CUDARTAPI cudaSetDevice(int i) { return i == 0 ? cudaSuccess : give(cudaErrorInvalidDevice); }
-cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) { (void)flags; *s = (cudaStream_t)(void *)&stream; return cudaSuccess; }
-cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t s) { (void)s; return cudaSuccess; }
-cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t s) { (void)s; run_to(stream.n); return cudaSuccess; }
-cudaError_t CUDARTAPI cudaGetLastError(void) { cudaError_t e = last; last = cudaSuccess; return e; }
-cudaError_t CUDARTAPI cudaPeekAtLastError(void) { return last; }
-const char *CUDARTAPI cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : "a fake error"; }
+cudaError_t CUDARTAPI cudaSetDevice(int i)
+{
+    return i == 0 ? cudaSuccess : give(cudaErrorInvalidDevice);
+}
+cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
+{
+    (void)flags;
+    *s = (cudaStream_t)(void *)&stream;
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaStreamDestroy(cudaStream_t s)
+{
+    (void)s;
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaStreamSynchronize(cudaStream_t s)
+{
+    (void)s;
+    run_to(stream.n);
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaGetLastError(void)
+{
+    cudaError_t e = last;
+    last = cudaSuccess;
+    return e;
+}
+cudaError_t CUDARTAPI cudaPeekAtLastError(void)
+{
+    return last;
+}
+const char *CUDARTAPI cudaGetErrorString(cudaError_t e)
+{
+    return e == cudaErrorMemoryAllocation ? "out of memory" : "a fake error";
+}
 
-cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags) { (void)flags; *e = calloc(1, sizeof(struct event)); return cudaSuccess; }
-cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t *e) { return cudaEventCreateWithFlags(e, 0); }
-cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t e) { free(e); return cudaSuccess; }
-cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t e, cudaStream_t s) { (void)s; ((struct event *)(void *)e)->after = stream.n; return cudaSuccess; }
+cudaError_t CUDARTAPI cudaEventCreateWithFlags(cudaEvent_t *e, unsigned flags)
+{
+    (void)flags;
+    *e = calloc(1, sizeof(struct event));
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaEventCreate(cudaEvent_t *e)
+{
+    return cudaEventCreateWithFlags(e, 0);
+}
+cudaError_t CUDARTAPI cudaEventDestroy(cudaEvent_t e)
+{
+    free(e);
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaEventRecord(cudaEvent_t e, cudaStream_t s)
+{
+    (void)s;
+    ((struct event *)(void *)e)->after = stream.n;
+    return cudaSuccess;
+}
 cudaError_t CUDARTAPI cudaEventSynchronize(cudaEvent_t e)
 {
     const long n = ((struct event *)(void *)e)->after;
     run_to(n < stream.n ? n : stream.n);
     return cudaSuccess;
 }
-cudaError_t CUDARTAPI cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { (void)a, (void)b; *ms = 1.0f; return cudaSuccess; }
+cudaError_t CUDARTAPI cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b)
+{
+    (void)a, (void)b;
+    *ms = 1.0f;
+    return cudaSuccess;
+}
 
 cudaError_t CUDARTAPI cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCaptureMode mode)
 {
@@ -276,8 +370,17 @@ static void list_free(struct list *l)
     free(l->at);
     free(l);
 }
-cudaError_t CUDARTAPI cudaGraphDestroy(cudaGraph_t g) { list_free((struct list *)(void *)g); return cudaSuccess; }
-cudaError_t CUDARTAPI cudaGraphExecDestroy(cudaGraphExec_t x) { list_free((struct list *)(void *)x); fake.live--; return cudaSuccess; }
+cudaError_t CUDARTAPI cudaGraphDestroy(cudaGraph_t g)
+{
+    list_free((struct list *)(void *)g);
+    return cudaSuccess;
+}
+cudaError_t CUDARTAPI cudaGraphExecDestroy(cudaGraphExec_t x)
+{
+    list_free((struct list *)(void *)x);
+    fake.live--;
+    return cudaSuccess;
+}
 cudaError_t CUDARTAPI cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 {
     const struct list *l = (const struct list *)(void *)x;
@@ -299,9 +402,18 @@ cudaError_t CUDARTAPI __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t
 cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t *k, const void *entry);
 cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3 block, void **args, size_t smem, cudaStream_t s);
 
-void **CUDARTAPI __cudaRegisterFatBinary(void *cubin) { return cubin ? (void **)&stream : NULL; }
-void CUDARTAPI __cudaRegisterFatBinaryEnd(void **handle) { (void)handle; }
-void CUDARTAPI __cudaUnregisterFatBinary(void **handle) { (void)handle; }
+void **CUDARTAPI __cudaRegisterFatBinary(void *cubin)
+{
+    return cubin ? (void **)&stream : NULL;
+}
+void CUDARTAPI __cudaRegisterFatBinaryEnd(void **handle)
+{
+    (void)handle;
+}
+void CUDARTAPI __cudaUnregisterFatBinary(void **handle)
+{
+    (void)handle;
+}
 void CUDARTAPI __cudaRegisterFunction(void **handle, const char *entry, char *device, const char *name, int limit, void *tid, void *bid, void *block,
                                       void *grid, int *warp)
 {
@@ -312,7 +424,11 @@ void CUDARTAPI __cudaRegisterFunction(void **handle, const char *entry, char *de
     }
 }
 
-static struct { dim3 grid, block; size_t smem; cudaStream_t s; } pushed;
+static struct {
+    dim3 grid, block;
+    size_t smem;
+    cudaStream_t s;
+} pushed;
 unsigned CUDARTAPI __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t smem, struct CUstream_st *s)
 {
     pushed.grid = grid, pushed.block = block, pushed.smem = smem, pushed.s = s;
@@ -349,7 +465,10 @@ cudaError_t CUDARTAPI cudaFuncSetAttribute(const void *entry, enum cudaFuncAttri
     }
     return cudaSuccess;
 }
-static void nothing(void *context) { (void)context; }
+static void nothing(void *context)
+{
+    (void)context;
+}
 cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void **args, size_t smem, cudaStream_t s)
 {
     const struct kernel *k = kernel_of((const void *)handle);
@@ -372,7 +491,10 @@ cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 bl
 }
 
 /* The one driver function in use encodes tensor maps, whose rules tensor_map.cu checks itself. */
-static int encode(void) { return 0; }
+static int encode(void)
+{
+    return 0;
+}
 cudaError_t CUDARTAPI cudaGetDriverEntryPointByVersion(const char *symbol, void **f, unsigned version, unsigned long long flags,
                                                        enum cudaDriverEntryPointQueryResult *found)
 {

@@ -15,12 +15,12 @@ struct fake_cuda {
     int no_bias; /* the fake cuBLASLt has no algorithm with a bias epilogue */
     int nothing; /* ... and none at all */
     /* What happened. */
-    long allocations, live; /* device and pinned allocations made; those not freed */
+    long allocations, live;             /* device and pinned allocations made; those not freed */
     long launches, products, questions; /* kernels; products; questions to the heuristic */
-    long waits;             /* the host waited for something not done yet */
-    long captured;          /* operations recorded into graphs */
-    size_t device_bytes;    /* in use */
-    char fault[400];        /* the first broken rule; "" when none */
+    long waits;                         /* the host waited for something not done yet */
+    long captured;                      /* operations recorded into graphs */
+    size_t device_bytes;                /* in use */
+    char fault[400];                    /* the first broken rule; "" when none */
 };
 extern struct fake_cuda fake;
 void fake_cuda_reset(void);

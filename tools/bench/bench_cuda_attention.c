@@ -8,7 +8,13 @@
 
 #include "bench_device.h"
 
-struct options { struct cli_ints D, T, G; int64_t H, tokens; const char *device; double seconds; int json; };
+struct options {
+    struct cli_ints D, T, G;
+    int64_t H, tokens;
+    const char *device;
+    double seconds;
+    int json;
+};
 
 static const struct cli_flag FLAGS[] = {
     {"--D", CLI_INTS, offsetof(struct options, D), "LIST", "head widths (64,128)"},
@@ -56,13 +62,14 @@ static void report(const struct options *o, const struct bench *b, const char *p
                    double flops, double seconds)
 {
     if (o->json)
-        printf("{\"bench\": \"attention\", \"who\": \"gqakit\", \"pass\": \"%s\", \"deterministic\": %s, \"B\": %lld, \"T\": %lld, \"H\": %lld, \"G\": %lld, "
+        printf("{\"bench\": \"attention\", \"who\": \"gqakit\", \"pass\": \"%s\", \"deterministic\": %s, \"B\": %lld, \"T\": %lld, \"H\": %lld, "
+               "\"G\": %lld, "
                "\"D\": %lld, \"dtype\": \"%s\", \"ms\": %.4f, \"tflops\": %.2f}\n",
                pass, deterministic ? "true" : "false", (long long)B, (long long)T, (long long)o->H, (long long)G, (long long)D, dtype_name(b->type),
                1e3 * seconds, flops / seconds * 1e-12);
     else
-        printf("D %3lld  G %2lld/%lld  B %3lld  T %6lld  %s%-14s %9.3f ms  %8.2f TFLOP/s\n", (long long)D, (long long)G, (long long)o->H, (long long)B,
-               (long long)T, pass, deterministic ? " deterministic" : "", 1e3 * seconds, flops / seconds * 1e-12);
+        printf("D %3lld  G %2lld/%lld  B %3lld  T %6lld  %s%-14s %9.3f ms  %8.2f TFLOP/s\n", (long long)D, (long long)G, (long long)o->H,
+               (long long)B, (long long)T, pass, deterministic ? " deterministic" : "", 1e3 * seconds, flops / seconds * 1e-12);
     fflush(stdout);
 }
 

@@ -9,7 +9,13 @@
 
 #include "bench_device.h"
 
-struct options { struct cli_ints G, context, batch; int64_t H, D, memory; const char *device; double seconds; int json; };
+struct options {
+    struct cli_ints G, context, batch;
+    int64_t H, D, memory;
+    const char *device;
+    double seconds;
+    int json;
+};
 
 static const struct cli_flag FLAGS[] = {
     {"--G", CLI_INTS, offsetof(struct options, G), "LIST", "key/value heads (1,8,32)"},
@@ -106,7 +112,8 @@ static enum code shape(const struct options *o, struct bench *b, double copy, in
     if (o->json)
         printf("{\"bench\": \"decode\", \"who\": \"gqakit\", \"B\": %lld, \"H\": %lld, \"G\": %lld, \"D\": %lld, \"context\": %lld, \"us\": %.3f, "
                "\"gb_s\": %.1f, \"copy_gb_s\": %.1f, \"share\": %.4f}\n",
-               (long long)B, (long long)o->H, (long long)G, (long long)o->D, (long long)S, 1e6 * seconds / c.n, rate * 1e-9, copy * 1e-9, rate / copy);
+               (long long)B, (long long)o->H, (long long)G, (long long)o->D, (long long)S, 1e6 * seconds / c.n, rate * 1e-9, copy * 1e-9,
+               rate / copy);
     else
         printf("G %2lld/%lld  D %lld  B %3lld  context %7lld  %10.2f us  %8.1f GB/s = %5.1f%% of copying (%.0f)\n", (long long)G, (long long)o->H,
                (long long)o->D, (long long)B, (long long)S, 1e6 * seconds / c.n, rate * 1e-9, 100.0 * rate / copy, copy * 1e-9);
@@ -132,8 +139,13 @@ static enum code run(const struct options *o)
 int main(int argc, char **argv)
 {
     kernels_boot(argc, argv);
-    struct options o = {.G = {3, {1, 8, 32}}, .context = {4, {4096, 16384, 65536, 131072}}, .batch = {3, {1, 8, 64}}, .H = 32, .D = 128,
-                        .memory = 65536, .seconds = 0.15};
+    struct options o = {.G = {3, {1, 8, 32}},
+                        .context = {4, {4096, 16384, 65536, 131072}},
+                        .batch = {3, {1, 8, 64}},
+                        .H = 32,
+                        .D = 128,
+                        .memory = 65536,
+                        .seconds = 0.15};
     struct cli cli = {"bench_cuda_decode", "[flags]", "Speed of decode attention on a GPU.", FLAGS, sizeof FLAGS / sizeof *FLAGS, 0, 0};
     struct cli_words words;
     int shown = 0;

@@ -8,7 +8,11 @@
 #include "bench_device.h"
 #include "model/model.h"
 
-struct options { int64_t C, L, H, G, D, F, V, B, T, steps; const char *device; int deterministic, recompute, no_master, json; };
+struct options {
+    int64_t C, L, H, G, D, F, V, B, T, steps;
+    const char *device;
+    int deterministic, recompute, no_master, json;
+};
 
 static const struct cli_flag FLAGS[] = {
     {"--C", CLI_INT, offsetof(struct options, C), "N", "model width (2048)"},
@@ -28,7 +32,12 @@ static const struct cli_flag FLAGS[] = {
     {"--json", CLI_SET, offsetof(struct options, json), NULL, "one JSON line"},
 };
 
-struct scalars { double loss, norm; int64_t count; float inv_count, clip; int32_t skip; };
+struct scalars {
+    double loss, norm;
+    int64_t count;
+    float inv_count, clip;
+    int32_t skip;
+};
 
 struct state {
     struct model *model;
@@ -77,8 +86,8 @@ static enum code optimise(struct bench *b, struct state *s)
 {
     struct model_flat f = model_flat(s->model);
     struct scalars *d = s->scalars;
-    struct adamw_args args = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .step = ++s->steps, .clip = &d->clip, .skip = &d->skip,
-                              .zero_grad = 1};
+    struct adamw_args args = {
+        .lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .step = ++s->steps, .clip = &d->clip, .skip = &d->skip, .zero_grad = 1};
     TRY(b->be->sumsq(b->dev, s->partials, f.grads, f.n));
     TRY(b->be->grad_clip(b->dev, &d->norm, &d->clip, &d->skip, s->partials, s->n_partials, &d->loss, 1.0));
     for (int i = 0, j; i < model_param_count(s->model); i = j) {
@@ -111,8 +120,8 @@ static enum code step(struct bench *b, void *context)
 
 static enum code prepare(const struct options *o, struct bench *b, struct state *s, const struct arch *arch)
 {
-    struct model_options options = {.train = 1, .recompute = o->recompute, .no_master = o->no_master, .deterministic = o->deterministic,
-                                    .dtype = b->type, .B = o->B, .T = o->T};
+    struct model_options options = {
+        .train = 1, .recompute = o->recompute, .no_master = o->no_master, .deterministic = o->deterministic, .dtype = b->type, .B = o->B, .T = o->T};
     TRY(model_open(&s->model, arch, b->be, b->dev, &options));
     TRY(model_init(s->model, 0.02, 1));
     s->n_partials = (model_flat(s->model).n + SUMSQ_BLOCK - 1) / SUMSQ_BLOCK;
@@ -151,19 +160,21 @@ static enum code measure(const struct options *o, struct bench *b, struct state 
     const double tokens = (double)(o->B * o->T), flops = model_train_flops_per_token(a, o->T) * tokens;
     const double MiB = 1048576.0;
     if (o->json)
-        printf("{\"bench\": \"train\", \"who\": \"gqakit\", \"parameters\": %lld, \"B\": %lld, \"T\": %lld, \"G\": %lld, \"dtype\": \"%s\", \"deterministic\": %s, "
+        printf("{\"bench\": \"train\", \"who\": \"gqakit\", \"parameters\": %lld, \"B\": %lld, \"T\": %lld, \"G\": %lld, \"dtype\": \"%s\", "
+               "\"deterministic\": %s, "
                "\"step_s\": %.5f, \"queue_s\": %.5f, \"tok_s\": %.1f, \"tflops\": %.2f, \"gemm_tflops\": %.2f, \"mfu\": %.4f, \"loss\": %.4f, "
                "\"memory_mib\": {\"parameters\": %.0f, \"gradients\": %.0f, \"moments\": %.0f, \"activations\": %.0f, \"scratch\": %.0f}}\n",
-               (long long)arch_parameters(a), (long long)o->B, (long long)o->T, (long long)o->G, dtype_name(b->type), o->deterministic ? "true" : "false",
-               seconds, queued, tokens / seconds, flops / seconds * 1e-12, rate * 1e-12, flops / seconds / rate, end.loss / tokens,
-               (double)mem->parameters / MiB, (double)mem->gradients / MiB, (double)s->moments.used / MiB, (double)mem->activations / MiB,
-               (double)mem->scratch / MiB);
+               (long long)arch_parameters(a), (long long)o->B, (long long)o->T, (long long)o->G, dtype_name(b->type),
+               o->deterministic ? "true" : "false", seconds, queued, tokens / seconds, flops / seconds * 1e-12, rate * 1e-12, flops / seconds / rate,
+               end.loss / tokens, (double)mem->parameters / MiB, (double)mem->gradients / MiB, (double)s->moments.used / MiB,
+               (double)mem->activations / MiB, (double)mem->scratch / MiB);
     else
         printf("%.1fM parameters, %s, B %lld, T %lld: step %.2f ms (%.2f to queue it), %.0f tokens/s, %.1f TFLOP/s = %.1f%% of the product rate of "
                "this run (%.1f), loss %.4f; MiB: parameters %.0f gradients %.0f moments %.0f activations %.0f scratch %.0f\n",
-               (double)arch_parameters(a) * 1e-6, dtype_name(b->type), (long long)o->B, (long long)o->T, 1e3 * seconds, 1e3 * queued, tokens / seconds,
-               flops / seconds * 1e-12, 100.0 * flops / seconds / rate, rate * 1e-12, end.loss / tokens, (double)mem->parameters / MiB,
-               (double)mem->gradients / MiB, (double)s->moments.used / MiB, (double)mem->activations / MiB, (double)mem->scratch / MiB);
+               (double)arch_parameters(a) * 1e-6, dtype_name(b->type), (long long)o->B, (long long)o->T, 1e3 * seconds, 1e3 * queued,
+               tokens / seconds, flops / seconds * 1e-12, 100.0 * flops / seconds / rate, rate * 1e-12, end.loss / tokens,
+               (double)mem->parameters / MiB, (double)mem->gradients / MiB, (double)s->moments.used / MiB, (double)mem->activations / MiB,
+               (double)mem->scratch / MiB);
     return OK;
 }
 
