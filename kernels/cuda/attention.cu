@@ -103,8 +103,10 @@ enum code cuda_attention_bwd(struct device *dev, struct view dq, struct view dk,
     TRY(check_heads(op, "dk", dk, q.dtype, p.B, p.S, p.G, p.D));
     TRY(check_heads(op, "dv", dv, q.dtype, p.B, p.S, p.G, p.D));
     TRY(check_heads(op, "dout", dout, q.dtype, p.B, p.T, p.H, p.D));
-    if (p.B * p.T == 0)
+    if (p.B == 0)
         return OK;
+    if (p.T == 0)
+        return fail(ERR_UNSUPPORTED, "%s: no queries, so nothing would write dk and dv", op);
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
     p.dout = heads_of(dout), p.dq = heads_of(dq), p.dk = heads_of(dk), p.dv = heads_of(dv);
     p.delta = (float *)scratch;
