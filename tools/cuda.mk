@@ -49,7 +49,7 @@ $(FAKE_BLAS): tests/cuda/fake_blas.c tests/cuda/fake_cuda.h tools/cuda.mk
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) -O2 $(ALL_CFLAGS) -fPIC -shared -Wl,-soname,$(@F) -o $@ $<
-$(OUT)/tests/test_cuda_host: $(OUT)/obj/tests/test_cuda_host.o $(OUT)/obj/tests/cuda/fake_cuda.o $(OUT)/libtests.a $(LIB) | $(FAKE_BLAS)
+$(OUT)/tests/test_cuda_host: $(OUT)/obj/tests/test_cuda_host.o $(OUT)/obj/tests/cuda/fake_cuda.o $(OUT)/obj/tests/cuda/fake_launch.o $(OUT)/libtests.a $(LIB) | $(FAKE_BLAS)
 	@mkdir -p $(@D)
 	$(call say,LD $@)
 	$(Q)$(CC) -rdynamic -Wl,-rpath,'$$ORIGIN/fake' -o $@ $^ $(ALL_LIBS) -lcmocka

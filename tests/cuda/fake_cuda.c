@@ -9,10 +9,9 @@
 #include <sys/mman.h>
 
 #include "fake_cuda.h"
+#include "fake_runtime.h"
 
-#define SMEM_MAX (227 * 1024)
 #define ALLOCATIONS 4096
-#define KERNELS 4096
 #define DRY_BYTES ((size_t)64 << 20)
 
 struct fake_cuda fake;
@@ -37,17 +36,10 @@ struct allocation {
     size_t bytes;
     int pinned;
 };
-struct kernel {
-    const void *entry;
-    const char *name;
-    int smem;
-};
 
 static struct list stream, *capture; /* the one stream; the graph being recorded */
 static long done;                    /* operations of the stream that have run */
 static struct allocation allocations[ALLOCATIONS];
-static struct kernel kernels[KERNELS];
-static int n_kernels;
 static cudaError_t last;
 
 void fake_fault(const char *format, ...)
@@ -68,7 +60,7 @@ void fake_cuda_reset(void)
     fake.major = 9;
 }
 
-static cudaError_t give(cudaError_t e)
+cudaError_t fake_error(cudaError_t e)
 {
     if (e != cudaSuccess)
         last = e;
@@ -112,12 +104,12 @@ static cudaError_t allocate(void **p, size_t bytes, int pinned)
     if (capture)
         fake_fault("an allocation while a graph is recorded");
     if (fake.fail_at > 0 && --fake.fail_at == 0)
-        return give(cudaErrorMemoryAllocation);
+        return fake_error(cudaErrorMemoryAllocation);
     for (int i = 0; i < ALLOCATIONS; i++)
         if (!allocations[i].p) {
             char *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
             if (at == MAP_FAILED)
-                return give(cudaErrorMemoryAllocation);
+                return fake_error(cudaErrorMemoryAllocation);
             if (!fake.dry || bytes < DRY_BYTES)
                 memset(at, 0xa5, bytes); /* fresh memory is not zero */
             struct allocation a = {at, bytes, pinned};
@@ -128,7 +120,7 @@ static cudaError_t allocate(void **p, size_t bytes, int pinned)
             *p = at;
             return cudaSuccess;
         }
-    return give(cudaErrorMemoryAllocation);
+    return fake_error(cudaErrorMemoryAllocation);
 }
 
 static cudaError_t release(void *p, int pinned)
@@ -145,7 +137,7 @@ static cudaError_t release(void *p, int pinned)
             return cudaSuccess;
         }
     fake_fault("freed what was not allocated");
-    return give(cudaErrorInvalidValue);
+    return fake_error(cudaErrorInvalidValue);
 }
 
 static const struct allocation *find(const void *p, size_t bytes)
@@ -244,9 +236,9 @@ cudaError_t CUDARTAPI cudaGetDeviceCount(int *n)
 {
     *n = 0;
     if (fake.driver == 0 || fake.driver < CUDART_VERSION / 1000 * 1000)
-        return give(cudaErrorInsufficientDriver);
+        return fake_error(cudaErrorInsufficientDriver);
     if (fake.devices == 0)
-        return give(cudaErrorNoDevice);
+        return fake_error(cudaErrorNoDevice);
     *n = fake.devices;
     return cudaSuccess;
 }
@@ -263,13 +255,13 @@ cudaError_t CUDARTAPI cudaGetDeviceProperties(struct cudaDeviceProp *p, int i)
     p->major = fake.major;
     p->minor = fake.minor;
     p->multiProcessorCount = 132;
-    p->sharedMemPerBlockOptin = SMEM_MAX;
+    p->sharedMemPerBlockOptin = FAKE_SMEM_MAX;
     p->totalGlobalMem = (size_t)1 << 37;
     return cudaSuccess;
 }
 cudaError_t CUDARTAPI cudaSetDevice(int i)
 {
-    return i == 0 ? cudaSuccess : give(cudaErrorInvalidDevice);
+    return i == 0 ? cudaSuccess : fake_error(cudaErrorInvalidDevice);
 }
 cudaError_t CUDARTAPI cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags)
 {
@@ -341,7 +333,7 @@ cudaError_t CUDARTAPI cudaStreamBeginCapture(cudaStream_t s, enum cudaStreamCapt
 {
     (void)s, (void)mode;
     if (capture)
-        return give(cudaErrorIllegalState);
+        return fake_error(cudaErrorIllegalState);
     capture = calloc(1, sizeof *capture);
     return cudaSuccess;
 }
@@ -350,7 +342,7 @@ cudaError_t CUDARTAPI cudaStreamEndCapture(cudaStream_t s, cudaGraph_t *g)
     (void)s;
     *g = (cudaGraph_t)(void *)capture;
     capture = NULL;
-    return *g ? cudaSuccess : give(cudaErrorIllegalState);
+    return *g ? cudaSuccess : fake_error(cudaErrorIllegalState);
 }
 cudaError_t CUDARTAPI cudaGraphInstantiate(cudaGraphExec_t *x, cudaGraph_t g, unsigned long long flags)
 {
@@ -390,119 +382,7 @@ cudaError_t CUDARTAPI cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
     return cudaSuccess;
 }
 
-/* ---- kernels: nvcc's start-up code registers them, a launch is pushed, popped by the stub, and launched ---- */
-
-void **CUDARTAPI __cudaRegisterFatBinary(void *cubin);
-void CUDARTAPI __cudaRegisterFatBinaryEnd(void **handle);
-void CUDARTAPI __cudaUnregisterFatBinary(void **handle);
-void CUDARTAPI __cudaRegisterFunction(void **handle, const char *entry, char *device, const char *name, int limit, void *tid, void *bid, void *block,
-                                      void *grid, int *warp);
-unsigned CUDARTAPI __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t smem, struct CUstream_st *s);
-cudaError_t CUDARTAPI __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *smem, void *s);
-cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t *k, const void *entry);
-cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t k, dim3 grid, dim3 block, void **args, size_t smem, cudaStream_t s);
-
-void **CUDARTAPI __cudaRegisterFatBinary(void *cubin)
+cudaStream_t fake_stream(void)
 {
-    return cubin ? (void **)&stream : NULL;
-}
-void CUDARTAPI __cudaRegisterFatBinaryEnd(void **handle)
-{
-    (void)handle;
-}
-void CUDARTAPI __cudaUnregisterFatBinary(void **handle)
-{
-    (void)handle;
-}
-void CUDARTAPI __cudaRegisterFunction(void **handle, const char *entry, char *device, const char *name, int limit, void *tid, void *bid, void *block,
-                                      void *grid, int *warp)
-{
-    (void)handle, (void)device, (void)limit, (void)tid, (void)bid, (void)block, (void)grid, (void)warp;
-    if (n_kernels < KERNELS) {
-        struct kernel k = {entry, name, 48 * 1024};
-        kernels[n_kernels++] = k;
-    }
-}
-
-static struct {
-    dim3 grid, block;
-    size_t smem;
-    cudaStream_t s;
-} pushed;
-unsigned CUDARTAPI __cudaPushCallConfiguration(dim3 grid, dim3 block, size_t smem, struct CUstream_st *s)
-{
-    pushed.grid = grid, pushed.block = block, pushed.smem = smem, pushed.s = s;
-    return 0;
-}
-cudaError_t CUDARTAPI __cudaPopCallConfiguration(dim3 *grid, dim3 *block, size_t *smem, void *s)
-{
-    *grid = pushed.grid, *block = pushed.block, *smem = pushed.smem, *(cudaStream_t *)s = pushed.s;
-    return cudaSuccess;
-}
-static struct kernel *kernel_of(const void *entry)
-{
-    for (int i = 0; i < n_kernels; i++)
-        if (kernels[i].entry == entry)
-            return &kernels[i];
-    return NULL;
-}
-cudaError_t CUDARTAPI __cudaGetKernel(cudaKernel_t *k, const void *entry)
-{
-    *k = (cudaKernel_t)(uintptr_t)entry;
-    return cudaSuccess;
-}
-cudaError_t CUDARTAPI cudaFuncSetAttribute(const void *entry, enum cudaFuncAttribute what, int value)
-{
-    struct kernel *k = kernel_of(entry);
-    if (!k) {
-        fake_fault("an attribute of a kernel nobody registered");
-        return give(cudaErrorInvalidDeviceFunction);
-    }
-    if (what == cudaFuncAttributeMaxDynamicSharedMemorySize) {
-        if (value > SMEM_MAX)
-            return give(cudaErrorInvalidValue);
-        k->smem = value;
-    }
-    return cudaSuccess;
-}
-static void nothing(void *context)
-{
-    (void)context;
-}
-cudaError_t CUDARTAPI __cudaLaunchKernel(cudaKernel_t handle, dim3 grid, dim3 block, void **args, size_t smem, cudaStream_t s)
-{
-    const struct kernel *k = kernel_of((const void *)handle);
-    const uint64_t threads = (uint64_t)block.x * block.y * block.z;
-    const char *name = k ? k->name : "(unknown)";
-    (void)args;
-    fake.launches++;
-    if (!k)
-        fake_fault("a launch of a kernel nobody registered");
-    else if (threads < 1 || threads > 1024 || block.z > 64)
-        fake_fault("%s: %u x %u x %u threads", name, block.x, block.y, block.z);
-    else if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > INT32_MAX || grid.y > 65535 || grid.z > 65535)
-        fake_fault("%s: a grid of %u x %u x %u", name, grid.x, grid.y, grid.z);
-    else if (smem > (size_t)k->smem)
-        fake_fault("%s: %zu bytes of shared memory, allowed are %d", name, smem, k->smem);
-    else if (s != (cudaStream_t)(void *)&stream)
-        fake_fault("%s: not on the device's stream", name);
-    fake_enqueue(nothing, "", 1);
-    return cudaSuccess;
-}
-
-/* The one driver function in use encodes tensor maps, whose rules tensor_map.cu checks itself. */
-static int encode(void)
-{
-    return 0;
-}
-cudaError_t CUDARTAPI cudaGetDriverEntryPointByVersion(const char *symbol, void **f, unsigned version, unsigned long long flags,
-                                                       enum cudaDriverEntryPointQueryResult *found)
-{
-    int (*fn)(void) = encode;
-    (void)version, (void)flags;
-    if (strcmp(symbol, "cuTensorMapEncodeTiled") != 0)
-        fake_fault("the driver's %s is not faked", symbol);
-    memcpy(f, &fn, sizeof fn);
-    *found = cudaDriverEntryPointSuccess;
-    return cudaSuccess;
+    return (cudaStream_t)(void *)&stream;
 }
