@@ -5,8 +5,9 @@
 # cudart is linked statically and finds the driver at run time; cuBLASLt is opened at run time (blas.cu): a program starts on a machine
 # with neither.
 
-# Compiling everything takes minutes: results are kept here and used again (also after make clean); empty turns that off.
-NVCC_CACHE  ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gqakit-nvcc
+# Compiling everything takes minutes, and one header is in every file: results are kept by their inputs; empty turns that off. A folder
+# outside the tree may serve several checkouts.
+NVCC_CACHE  ?= build/nvcc-cache
 CUDA_HOME   := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIB    := $(firstword $(wildcard $(CUDA_HOME)/lib64 $(CUDA_HOME)/targets/$(MACHINE)-linux/lib $(CUDA_HOME)/lib /usr/lib/$(MULTIARCH)))
 CUDA_CFLAGS := -DGQAKIT_CUDA
