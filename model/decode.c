@@ -64,8 +64,7 @@ static enum code record_step(struct model *m, struct decode_graph *g, int want_l
     if (!recording)
         return run_step(m, want_logits);
     enum code c = run_step(m, want_logits), end = m->be->graph_end(m->dev, &g->graph);
-    TRY(c);
-    if (end != OK) {
+    if (c != OK || end != OK) { /* what is wrong with the step itself, its second run says */
         log_warn("%s; decode steps run operation by operation", fail_text());
         return run_step(m, want_logits);
     }

@@ -7,6 +7,8 @@
 
 #include "parts.h"
 
+enum { PART = 1 << 13 }; /* numbers a thread makes at a time */
+
 static int is_norm_weight(enum tensor_slot s) { return s == T_ATTN_NORM_W || s == T_MLP_NORM_W || s == T_FINAL_NORM_W; }
 
 static enum code init_block(struct model *m, const struct model_param *p, float *block, int64_t first, int64_t n, double sd, uint64_t seed)
@@ -15,7 +17,12 @@ static enum code init_block(struct model *m, const struct model_param *p, float 
     if (p->spec.nd == 2) {
         if (s == T_O_W || s == T_DOWN_W)
             sd /= sqrt(2.0 * (double)m->arch.stack[STACK_DEC].L);
-        random_normal_f32(block, n, first, (float)sd, seed, random_stream_of(p->spec.name), 0);
+        const uint64_t stream = random_stream_of(p->spec.name);
+#pragma omp parallel for num_threads(host_threads()) schedule(static)
+        for (int64_t part = 0; part < (n + PART - 1) / PART; part++) {
+            const int64_t at = part * PART, count = n - at < PART ? n - at : PART;
+            random_normal_f32(block + at, count, first + at, (float)sd, seed, stream, 0);
+        }
     } else {
         float value = is_norm_weight(s) && m->arch.norm != NORM_RMS1P ? 1.0f : 0.0f;
         for (int64_t i = 0; i < n; i++)

@@ -129,7 +129,7 @@ static struct ranges ranges_carve(struct model *m)
     int master = !trains_bf16(m) || !m->options.no_master;
     r.whole = master ? arena_carve(&m->parameters, m->param_bytes) : NULL;
     r.low = trains_bf16(m) ? arena_carve(&m->parameters, m->param_bytes / 2) : NULL;
-    r.vectors = master ? NULL : arena_carve(&m->parameters, (size_t)m->n_vectors * sizeof(float));
+    r.vectors = master ? NULL : arena_carve(&m->parameters, (size_t)round_up(m->n_vectors, ALIGN_ELEMENTS) * sizeof(float));
     return r;
 }
 

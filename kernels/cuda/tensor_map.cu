@@ -69,8 +69,10 @@ enum code encode(tensor_map *map, const struct tensor_map_spec *s)
         n[i] = (cuuint64_t)s->n[i];
         box[i] = (cuuint32_t)s->box[i];
         step[i] = 1;
+        /* The driver's documentation wants each stride to be a multiple of the one before. An axis of one element is never stepped
+         * along, so it gets what would follow the axis before it. */
         if (i > 0)
-            stride[i - 1] = (cuuint64_t)s->stride_bytes[i - 1];
+            stride[i - 1] = i > 1 && s->n[i] == 1 ? stride[i - 2] * n[i - 1] : (cuuint64_t)s->stride_bytes[i - 1];
     }
     CUtensorMapSwizzle swizzle = s->swizzle == 128  ? CU_TENSOR_MAP_SWIZZLE_128B
                                  : s->swizzle == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
