@@ -111,8 +111,8 @@ static enum code layout_make(const struct matmul_state *s, cublasLtMatrixLayout_
 #define PREFER(name, value) \
     TRY(blas_result(s, #name, s->blas->cublasLtMatmulPreferenceSetAttribute(s->preference, CUBLASLT_MATMUL_PREF_##name, &(value), sizeof(value))))
 
-/* *found = 0: the library has nothing for this product. */
-static enum code plan_make(struct matmul_state *s, struct plan *p, const struct plan_key *key, int *found)
+/* *found = 0: the library has nothing for this product. bias: of this call; an epilogue without one is refused by the heuristic. */
+static enum code plan_make(struct matmul_state *s, struct plan *p, const struct plan_key *key, const void *bias, int *found)
 {
     const struct matmul_layout *l = &key->layout;
     const cublasOperation_t op_a = l->A.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, op_b = l->B.transposed ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -128,6 +128,7 @@ static enum code plan_make(struct matmul_state *s, struct plan *p, const struct 
         const int32_t type = CUDA_R_32F;
         DESC_SET(p, EPILOGUE, epilogue);
         DESC_SET(p, BIAS_DATA_TYPE, type);
+        DESC_SET(p, BIAS_POINTER, bias);
     }
     TRY(layout_make(s, &p->A, &l->A, key->in_type));
     TRY(layout_make(s, &p->B, &l->B, key->in_type));
@@ -140,7 +141,7 @@ static enum code plan_make(struct matmul_state *s, struct plan *p, const struct 
     int n = 0;
     cublasStatus_t status = s->blas->cublasLtMatmulAlgoGetHeuristic(s->handle, p->desc, p->A, p->B, p->D, p->D, s->preference, 1, &best, &n);
     *found = status == CUBLAS_STATUS_SUCCESS && n == 1;
-    if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED)
+    if (status != CUBLAS_STATUS_SUCCESS && status != CUBLAS_STATUS_NOT_SUPPORTED && !key->bias) /* with a bias there is another way */
         return blas_result(s, "choosing an algorithm", status);
     p->algo = best.algo;
     p->work_bytes = best.workspaceSize;
@@ -156,7 +157,7 @@ static uint64_t key_hash(const struct plan_key *key)
 }
 
 /* A plan that cannot be made leaves its place free: the next call asks again and says the same. */
-static enum code plan_find(struct matmul_state *s, const struct plan_key *key, struct plan **out, int *found)
+static enum code plan_find(struct matmul_state *s, const struct plan_key *key, const void *bias, struct plan **out, int *found)
 {
     int i = (int)(key_hash(key) % PLANS);
     for (; s->plans[i].used; i = (i + 1) % PLANS)
@@ -167,7 +168,7 @@ static enum code plan_find(struct matmul_state *s, const struct plan_key *key, s
         }
     struct plan *p = s->n_plans < PLANS * 3 / 4 ? &s->plans[i] : &s->extra;
     plan_free(s->blas, p);
-    enum code c = plan_make(s, p, key, found);
+    enum code c = plan_make(s, p, key, bias, found);
     if (c != OK || !*found)
         plan_free(s->blas, p);
     else if (p != &s->extra)
@@ -187,7 +188,7 @@ static enum code product(struct device *dev, const struct plan_key *key, void *d
 {
     struct matmul_state *s = dev->own->matmul;
     struct plan *p;
-    TRY(plan_find(s, key, &p, found));
+    TRY(plan_find(s, key, bias, &p, found));
     if (!*found)
         return OK;
     if (key->bias)
