@@ -55,7 +55,7 @@ OPT      := -O1
 KOPT     := -O1
 else
 OUT      := build
-SANFLAGS := -D_FORTIFY_SOURCE=2
+SANFLAGS := -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2# Ubuntu defines another level by itself
 endif
 
 WARN   := -Wall -Wextra -Wshadow -Wdouble-promotion -Wstrict-prototypes -Wvla -Wconversion -Werror
