@@ -155,7 +155,7 @@ typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t
 #define SUMSQ_BLOCK 65536
 typedef enum code sumsq_fn(struct device *dev, double *partial, const float *x, int64_t n);
 
-/* From the partials, added in order: norm = sqrt(sum); skip = 1 when the norm or *loss_sum is not finite; clip = min(1, max_norm / norm)
+/* From the partials, added in a fixed order (the CPU: one after the other): norm = sqrt(sum); skip = 1 when the norm or *loss_sum is not finite; clip = min(1, max_norm / norm)
  * (max_norm 0, or skip: 1). All pointers but max_norm are device memory: nothing waits for the device. */
 typedef enum code grad_clip_fn(struct device *dev, double *norm, float *clip, int32_t *skip, const double *partial, int64_t n_partials,
                                const double *loss_sum, double max_norm);

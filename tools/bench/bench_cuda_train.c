@@ -6,7 +6,7 @@
 #include <stdio.h>
 
 #include "bench_device.h"
-#include "model/model.h"
+#include "bench_arch.h"
 
 struct options {
     int64_t C, L, H, G, D, F, V, B, T, steps;
@@ -48,30 +48,6 @@ struct state {
     int64_t n_partials, steps;
     struct scalars *scalars; /* device */
 };
-
-static enum code bench_arch(struct arch *a, const struct options *o)
-{
-    TRY(arch_init(a, o->L));
-    snprintf(a->family, sizeof a->family, "llama");
-    a->C = o->C;
-    a->V = o->V;
-    a->max_positions = o->T;
-    a->norm_eps = 1e-5;
-    a->pos = POS_ROPE;
-    a->rope.dims = o->D;
-    a->rope.theta = 10000.0;
-    a->mlp = MLP_SWIGLU;
-    a->attn_scale = 0.08838834764831845;
-    a->tied = 0;
-    for (int64_t l = 0; l < o->L; l++) {
-        struct arch_block *b = &a->stack[STACK_DEC].block[l];
-        b->H = o->H;
-        b->G = o->G;
-        b->D = b->Dv = o->D;
-        b->F = o->F;
-    }
-    return arch_check(a, "bench_cuda_train");
-}
 
 static void carve(struct state *s)
 {
@@ -180,6 +156,7 @@ static enum code measure(const struct options *o, struct bench *b, struct state 
 
 static enum code run(const struct options *o)
 {
+    struct bench_shape shape = {o->C, o->L, o->H, o->G, o->D, o->F, o->V, o->T, 0};
     struct bench b;
     struct state s;
     struct arch arch;
@@ -187,7 +164,7 @@ static enum code run(const struct options *o)
     memset(&arch, 0, sizeof arch);
     enum code c = bench_open(&b, o->device);
     if (c == OK)
-        c = bench_arch(&arch, o);
+        c = bench_arch(&arch, &shape, "bench_cuda_train");
     if (c == OK)
         c = prepare(o, &b, &s, &arch);
     if (c == OK)

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "model/model.h"
+#include "bench_arch.h"
 
 struct options { int64_t C, L, H, D, F, V, B, tokens, threads; struct cli_ints G, depth; };
 
@@ -24,30 +24,6 @@ static const struct cli_flag FLAGS[] = {
     {"--tokens", CLI_INT, offsetof(struct options, tokens), "N", "timed steps (24)"},
     {"--threads", CLI_INT, offsetof(struct options, threads), "N", "threads, 0 = all (0)"},
 };
-
-static enum code bench_arch(struct arch *a, const struct options *o, int64_t G, int64_t positions)
-{
-    TRY(arch_init(a, o->L));
-    snprintf(a->family, sizeof a->family, "llama");
-    a->C = o->C;
-    a->V = o->V;
-    a->max_positions = positions;
-    a->norm_eps = 1e-5;
-    a->pos = POS_ROPE;
-    a->rope.dims = o->D;
-    a->rope.theta = 10000.0;
-    a->mlp = MLP_SWIGLU;
-    a->attn_scale = 0.125;
-    a->tied = 1;
-    for (int64_t l = 0; l < o->L; l++) {
-        struct arch_block *b = &a->stack[STACK_DEC].block[l];
-        b->H = o->H;
-        b->G = G;
-        b->D = b->Dv = o->D;
-        b->F = o->F;
-    }
-    return arch_check(a, "bench_decode");
-}
 
 static int compare(const void *a, const void *b)
 {
@@ -96,7 +72,8 @@ static enum code measure(const struct options *o, const struct backend *be, stru
     double *times = malloc(3 * n * sizeof *times);
     CHECK(times);
     struct samples s = {times, times + n, times + 2 * n};
-    TRY(bench_arch(&arch, o, G, options.cache_S));
+    struct bench_shape shape = {o->C, o->L, o->H, G, o->D, o->F, o->V, options.cache_S, 1};
+    TRY(bench_arch(&arch, &shape, "bench_decode"));
     TRY(model_open(&m, &arch, be, dev, &options));
     TRY(model_init(m, 0.02, 1));
     double bytes = model_decode_bytes(&arch, o->B, depth + o->tokens / 2, type, type);

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "model/model.h"
+#include "bench_arch.h"
 
 /* ---- a backend that keeps the time ------------------------------------------------------------------------------- */
 
@@ -135,31 +135,6 @@ static const struct cli_flag FLAGS[] = {
     {"--json", CLI_SET, offsetof(struct options, json), NULL, "one JSON line on stdout"},
 };
 
-static enum code bench_arch(struct arch *a, const struct options *o)
-{
-    TRY(arch_init(a, o->L));
-    snprintf(a->family, sizeof a->family, "llama");
-    a->C = o->C;
-    a->V = o->V;
-    a->max_positions = o->T;
-    a->norm_eps = 1e-5;
-    a->pos = POS_ROPE;
-    a->rope.dims = o->D;
-    a->rope.theta = 10000.0;
-    a->mlp = MLP_SWIGLU;
-    a->attn_scale = 0.125;
-    a->tied = !o->untied;
-    a->dtype = DT_F32;
-    for (int64_t l = 0; l < o->L; l++) {
-        struct arch_block *b = &a->stack[STACK_DEC].block[l];
-        b->H = o->H;
-        b->G = o->G;
-        b->D = b->Dv = o->D;
-        b->F = o->F;
-    }
-    return arch_check(a, "bench_train");
-}
-
 static void random_batch(struct batch *b, int64_t V, uint64_t seed)
 {
     for (int64_t i = 0; i < b->B * b->T; i++) {
@@ -235,7 +210,8 @@ static enum code run(const struct options *o)
     TRY(backend_find("cpu", &be));
     TRY(be->device_open(&dev, &device));
     struct backend timed = timed_backend(be);
-    TRY(bench_arch(&arch, o));
+    struct bench_shape shape = {o->C, o->L, o->H, o->G, o->D, o->F, o->V, o->T, !o->untied};
+    TRY(bench_arch(&arch, &shape, "bench_train"));
     TRY(model_open(&m, &arch, &timed, dev, &options));
     TRY(model_init(m, 0.02, 1));
     size_t n = (size_t)model_flat(m).n, moment_bytes = 2 * n * sizeof(float);
