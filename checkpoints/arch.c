@@ -103,6 +103,7 @@ static enum code block_check(const struct arch_block *b, int64_t layer, const ch
     if (b->H % b->G)
         return fail(ERR_INPUT, "%s: layer %lld: num_attention_heads %lld is not a multiple of num_key_value_heads %lld", where,
                     (long long)layer, (long long)b->H, (long long)b->G);
+    TRY(number_check(where, "attention scale of a layer", b->scale, 0));
     if (b->window < 0)
         return fail(ERR_INPUT, "%s: layer %lld: window must not be negative, found %lld", where, (long long)layer, (long long)b->window);
     if (b->cross && (b->G_cross < 1 || b->H % b->G_cross))

@@ -9,16 +9,22 @@
 extern "C" {
 #endif
 
+/* Where attn_norm and mlp_norm stand: before their sublayer (x + f(norm(x)), final norm at the end); on its output
+ * (x + norm(f(x)), final norm at the end: OLMo 2); on the sum (norm(x + f(x)), no final norm: OPT-350m, as in the original Transformer). */
 enum norm_place { NORM_PRE, NORM_POST_SUBLAYER, NORM_POST_RESIDUAL };
+/* Parallel: x + attention(n1(x)) + mlp(n2(x)), with n2 = n1 in the one-norm form (then there is no mlp_norm). */
 enum residual_kind { RESIDUAL_SEQUENTIAL, RESIDUAL_PARALLEL_ONE_NORM, RESIDUAL_PARALLEL_TWO_NORMS };
 enum pos_kind { POS_NONE, POS_ROPE, POS_LEARNED, POS_ALIBI, POS_REL_BIAS };
 enum rope_kind { ROPE_DEFAULT, ROPE_LINEAR, ROPE_DYNAMIC, ROPE_YARN, ROPE_LONGROPE, ROPE_LLAMA3 };
+/* On q and k before the rotation, of the arch's norm kind, without bias: one weight [D] for all heads; one [D] for each head; over
+ * the whole width [H*D] or [G*D]. */
 enum qk_norm_kind { QK_NORM_NONE, QK_NORM_HEAD, QK_NORM_PER_HEAD, QK_NORM_FULL };
 enum bias_bit { BIAS_Q = 1, BIAS_K = 2, BIAS_V = 4, BIAS_O = 8, BIAS_MLP_IN = 16, BIAS_MLP_OUT = 32, BIAS_NORM = 64, BIAS_HEAD = 128 };
 
 struct arch_block {
     int64_t H, G, D, Dv, F; /* query heads, key/value heads, head width, value width, MLP width */
     int64_t window;         /* 0: full attention; else a query sees itself and window-1 keys to the left */
+    double scale;           /* softmax scale of this layer alone; 0: the arch's attn_scale */
     int32_t *dilation;      /* [H] or NULL */
     int global_tokens, blocksparse, cross;
     int64_t G_cross;
@@ -48,15 +54,15 @@ struct arch {
     double residual_scale;
     enum pos_kind pos;
     int64_t pos_offset, rel_buckets, rel_max_distance;
-    double alibi_bias_max;
-    int alibi_scaled;
+    double alibi_bias_max; /* slopes 2^(-bias_max * i / n), i = 1..n, n a power of two (Press et al. 2022); 8 but for MPT */
+    int alibi_scaled;      /* the bias too is multiplied by attn_scale (Falcon) */
     struct arch_rope rope;
     enum mlp_kind mlp;
     unsigned bias; /* enum bias_bit */
     enum qk_norm_kind qk_norm;
     double attn_scale, embed_scale, logit_scale, logit_softcap, clip_qkv; /* softcap, clip: 0 = none */
     int tied, embed_norm;
-    int64_t embed_proj; /* C_e, 0 = none */
+    int64_t embed_proj; /* C_e: the embedding's and the head's width, projected to and from C; 0 = none */
     int bos, eos, pad, decoder_start; /* -1 none */
     enum dtype dtype; /* what torch_dtype says the weights are; DT_F32 when silent */
 };
@@ -83,6 +89,9 @@ enum pool_kind { POOL_NONE, POOL_QUERY, POOL_KV, POOL_OUT, POOL_QKNORM };
 
 #define ARCH_TENSORS(X)                                   \
     X(T_EMBED, "embed.weight", POOL_NONE, 0)              \
+    X(T_EMBED_PROJ_IN, "embed_proj_in.w", POOL_NONE, 1)   \
+    X(T_EMBED_NORM_W, "embed_norm.w", POOL_NONE, 0)       \
+    X(T_EMBED_NORM_B, "embed_norm.b", POOL_NONE, 0)       \
     X(T_POS, "pos.weight", POOL_NONE, 0)                  \
     X(T_ATTN_NORM_W, "attn_norm.w", POOL_NONE, 0)         \
     X(T_ATTN_NORM_B, "attn_norm.b", POOL_NONE, 0)         \
@@ -92,6 +101,8 @@ enum pool_kind { POOL_NONE, POOL_QUERY, POOL_KV, POOL_OUT, POOL_QKNORM };
     X(T_Q_B, "attn.q.b", POOL_QUERY, 0)                   \
     X(T_K_B, "attn.k.b", POOL_KV, 0)                      \
     X(T_V_B, "attn.v.b", POOL_KV, 0)                      \
+    X(T_Q_NORM_W, "attn.q_norm.w", POOL_NONE, 0)          \
+    X(T_K_NORM_W, "attn.k_norm.w", POOL_QKNORM, 0)        \
     X(T_O_W, "attn.o.w", POOL_OUT, 1)                     \
     X(T_O_B, "attn.o.b", POOL_NONE, 0)                    \
     X(T_MLP_NORM_W, "mlp_norm.w", POOL_NONE, 0)           \
@@ -104,6 +115,7 @@ enum pool_kind { POOL_NONE, POOL_QUERY, POOL_KV, POOL_OUT, POOL_QKNORM };
     X(T_DOWN_B, "mlp.down.b", POOL_NONE, 0)               \
     X(T_FINAL_NORM_W, "final_norm.w", POOL_NONE, 0)       \
     X(T_FINAL_NORM_B, "final_norm.b", POOL_NONE, 0)       \
+    X(T_EMBED_PROJ_OUT, "embed_proj_out.w", POOL_NONE, 1) \
     X(T_HEAD_W, "head.w", POOL_NONE, 1)                   \
     X(T_HEAD_B, "head.b", POOL_NONE, 0)
 

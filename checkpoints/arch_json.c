@@ -87,6 +87,8 @@ static json_t *stack_to_json(const struct arch_stack *s)
 #define PUT(name) json_object_set_new(block, #name, json_integer(b->name));
         BLOCK_INTEGERS(PUT)
 #undef PUT
+        if (b->scale > 0.0)
+            json_object_set_new(block, "scale", json_real(b->scale));
         if (b->dilation) {
             json_t *list = json_array();
             for (int64_t h = 0; h < b->H; h++)
@@ -206,6 +208,7 @@ static enum code stack_from_json(struct arch_stack *s, const json_t *j, const ch
     b->name = (__typeof__(b->name))v;
         BLOCK_INTEGERS(GET)
 #undef GET
+        TRY(json_want_f64(block, where, "scale", &b->scale));
         TRY(dilation_read(b, json_object_get(block, "dilation"), where));
     }
     return OK;

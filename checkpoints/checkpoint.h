@@ -91,6 +91,26 @@ enum code arch_to_config_json(const struct arch *a, enum dtype dtype, char **tex
 /* config.json bytes -> arch. Unknown semantic keys are ERR_UNSUPPORTED by name. `where`: path for sentences. Fuzz entry. */
 enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, const char *where) MUST_USE;
 
+/* ---- where a result can live --------------------------------------------------------------------------------------
+ * In this order of preference: the family's own class; another family's class that has K/V heads, after exact rewritings
+ * (rewrite.h); a Hugging Face directory with a modeling file of ours (family "gqakit"); every head's own copy of its K/V
+ * (plain MHA, loads everywhere, saves nothing). GGUF (target path *.gguf) by the architectures llama.cpp has. */
+enum ckpt_home { HOME_AUTO, HOME_NATIVE, HOME_RETARGET, HOME_GGUF, HOME_CUSTOM, HOME_EXPANDED };
+#define CKPT_HOMES "auto|native|retarget|gguf|custom|expanded"
+struct ckpt_choice {
+    enum ckpt_home home;
+    char family[32];    /* of the result: the source's, "phi", "gqakit" ... */
+    unsigned rewrite;   /* enum rewrite_step bits */
+    int exact;          /* 0: the result computes something slightly else; the sentence says what */
+    char sentence[512]; /* for people: where it goes and why */
+};
+/* For a model of this arch (its K/V heads already those of the result). asked HOME_AUTO chooses; anything else is taken or
+ * refused (ERR_UNSUPPORTED, with the reason). family NULL or the one wanted of HOME_RETARGET. A .h5 path holds everything natively. */
+enum code ckpt_choose(const struct arch *result, const char *path, enum ckpt_home asked, const char *family, struct ckpt_choice *choice) MUST_USE;
+/* The source, read through the choice's rewritings under the family's name: a checkpoint like any other. Takes over `source`
+ * (also on an error). Without a choice to make (native) it is the source itself. */
+enum code ckpt_rewritten(struct checkpoint **out, struct checkpoint *source, const struct ckpt_choice *choice) MUST_USE;
+
 /* ---- training state: step directories ------------------------------------------------------------------------------
  * RUN/step-00001000/{rank-00000.h5, MANIFEST.json}: written to a temporary name, flushed, fsynced, hashed, renamed; MANIFEST
  * last. Arrays are stored by name ("param/embed.weight", "m/...", "v/..."), chunked with fletcher32. */

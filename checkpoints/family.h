@@ -9,13 +9,22 @@
 
 /* Where a canonical tensor lies: row r is row first + (r / inner) * stride + r % inner of the file's tensor `name`, whose
  * shape is n. An unfused tensor has first 0, inner = stride = its rows. Fused q|k|v rows: first picks the part; [H, 3, h]
- * interleaving: inner h, stride 3h. Reading gathers, writing scatters by the same three numbers. */
+ * interleaving: inner h, stride 3h. Reading gathers, writing scatters by the same numbers.
+ * transposed: the file holds [in, out] (GPT-2's Conv1D): n is the file's shape, and "row" above means its column.
+ * rotary > 0: in the file the first `rotary` rows of every `head` rows are the pairs (0, r/2), (1, r/2 + 1) ... side by side
+ * (GPT-J): canonical row i < r/2 of a head is the file's row 2i, row i >= r/2 is 2(i - r/2) + 1; applied before first, inner, stride.
+ * pieces > 1: the rows are split evenly over that many file tensors; `name` holds one "%d", the number of the piece. */
 struct family_place {
     char name[128];
     int nd;
     int64_t n[2]; /* n[1] = 1 for vectors */
     int64_t first, inner, stride;
+    int transposed;
+    int64_t head, rotary;
+    int pieces;
 };
+/* The plain place of a tensor: its own shape under `name`. */
+void family_place_plain(struct family_place *p, const struct tensor_spec *spec, const char *name);
 
 struct family {
     const char *const *model_types; /* NULL ended; the values of "model_type" it reads */
@@ -28,6 +37,11 @@ struct family {
     int (*ignores)(const struct arch *a, const char *name); /* 1: a buffer or duplicate that carries nothing */
     /* config.json of an arch that came from elsewhere, without torch_dtype. ERR_UNSUPPORTED when it cannot say it. */
     enum code (*fresh)(const struct arch *a, json_t *config);
+    /* ERR_UNSUPPORTED, with the reason, when the family's class cannot hold these numbers of K/V heads. NULL: it holds any number
+     * that is the same in all layers. */
+    enum code (*holds)(const struct arch *a);
+    /* Makes the source's config.json say a's number of K/V heads. NULL: groups_key is set. */
+    enum code (*set_groups)(const struct arch *a, char **text);
 };
 
 #define FAMILY_DECLARE(name) extern const struct family name;

@@ -139,15 +139,12 @@ static void llama_place(const struct arch *a, const struct tensor_spec *t, struc
 {
     (void)a;
     CHECK(NAMES[t->slot]);
+    char name[128];
     if (t->layer >= 0)
-        snprintf(p->name, sizeof p->name, "model.layers.%lld.%s", (long long)t->layer, NAMES[t->slot]);
+        snprintf(name, sizeof name, "model.layers.%lld.%s", (long long)t->layer, NAMES[t->slot]);
     else
-        snprintf(p->name, sizeof p->name, "%s", NAMES[t->slot]);
-    p->nd = t->nd;
-    p->n[0] = t->n[0];
-    p->n[1] = t->n[1];
-    p->first = 0;
-    p->inner = p->stride = t->n[0];
+        snprintf(name, sizeof name, "%s", NAMES[t->slot]);
+    family_place_plain(p, t, name);
 }
 
 static int llama_ignores(const struct arch *a, const char *name)

@@ -30,6 +30,16 @@ const char *family_list(void)
     return list;
 }
 
+void family_place_plain(struct family_place *p, const struct tensor_spec *t, const char *name)
+{
+    memset(p, 0, sizeof *p);
+    snprintf(p->name, sizeof p->name, "%s", name);
+    p->nd = t->nd;
+    p->n[0] = t->n[0];
+    p->n[1] = t->n[1];
+    p->inner = p->stride = t->n[0];
+}
+
 /* ---- in ----------------------------------------------------------------------------------------------------------- */
 
 /* A token id, or the first of a list of them; null and absent leave *id. */
@@ -114,6 +124,9 @@ const char *config_dtype_name(enum dtype t)
 
 static enum code groups_check(const struct arch *a)
 {
+    const struct family *family = family_of(a->family);
+    if (family && family->holds)
+        TRY(family->holds(a));
     const struct arch_stack *s = &a->stack[STACK_DEC];
     for (int64_t l = 1; l < s->L; l++)
         if (s->block[l].G != s->block[0].G)
@@ -128,7 +141,7 @@ static enum code edit(const struct arch *a, const struct arch *was, const struct
     char value[32];
     if (a->stack[STACK_DEC].block[0].G != was->stack[STACK_DEC].block[0].G) {
         snprintf(value, sizeof value, "%lld", (long long)a->stack[STACK_DEC].block[0].G);
-        TRY(config_text_set(text, family->groups_key, value, family->heads_key));
+        TRY(family->set_groups ? family->set_groups(a, text) : config_text_set(text, family->groups_key, value, family->heads_key));
     }
     if (a->tied != was->tied)
         TRY(config_text_set(text, "tie_word_embeddings", a->tied ? "true" : "false", ""));

@@ -43,7 +43,7 @@ struct attention_mask {
     /* Reserved for the Longformer, ALiBi and T5 masks; a backend refuses what it does not do. */
     const int32_t *dilation;         /* [H], NULL */
     struct view global_index;        /* i32 list, p NULL */
-    struct view alibi_slopes;        /* f32 [H], p NULL */
+    struct view alibi_slopes;        /* f32 [H], p NULL: slope[h] * (s - (t + q_offset)) is added to the scaled score (Press et al. 2022) */
     struct view rel_bias;            /* f32 [buckets, H], p NULL */
     const struct block_sparse *blocks; /* NULL */
 };
@@ -122,6 +122,19 @@ typedef enum code norm_bwd_fn(struct device *dev, struct view dx, struct view dw
 /* In place on x [N,heads,D] (3-d, strided): the first r = 2*cos.n[1] dims of every head are rotated in pairs (i, i + r/2) by
  * the angle of row pos[n] (Su et al. 2021). cos, sin f32 [P,r/2]. inverse: -angle, which is the backward. */
 typedef enum code rope_fn(struct device *dev, struct view x, struct view cos_table, struct view sin_table, struct view pos, int inverse);
+
+/* Norms of queries and keys: y [N,heads,D] = norm(x over D) * w, 3-d strided views; w [D] for all heads or [heads*D], one row per head; the
+ * full width is heads 1. y may be x. mean, rstd f32 [N*heads] are saved when p != NULL (mean unused by RMS kinds). */
+typedef enum code head_norm_fwd_fn(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view w,
+                                   enum norm_kind kind, float eps);
+/* x is the input of the forward. dx written, may be dy itself; dw accumulates (p NULL: not wanted). */
+typedef enum code head_norm_bwd_fn(struct device *dev, struct view dx, struct view dw, struct view dy, struct view x, struct view w,
+                                   struct view mean, struct view rstd, enum norm_kind kind);
+
+/* y = min(max(x, -limit), limit) on 2-d strided views; y may be x. */
+typedef enum code clip_fwd_fn(struct device *dev, struct view y, struct view x, float limit);
+/* dx becomes 0 where |x| > limit; x is the input of the forward. */
+typedef enum code clip_bwd_fn(struct device *dev, struct view dx, struct view x, float limit);
 
 /* y [N,F] = act(gate) * up, or act(up) for ungated kinds (gate p NULL). Strided: gate and up may be halves of one buffer. */
 typedef enum code act_fwd_fn(struct device *dev, struct view y, struct view gate, struct view up, enum mlp_kind kind);

@@ -99,6 +99,7 @@ static void weights_add(struct weights *w, const struct model *m, const struct t
     struct block_params *b = spec->layer >= 0 ? &w->block[spec->layer] : NULL;
     switch (spec->slot) {
     case T_EMBED: w->embed = v; break;
+    case T_EMBED_PROJ_IN: case T_EMBED_PROJ_OUT: case T_EMBED_NORM_W: case T_EMBED_NORM_B: case T_Q_NORM_W: case T_K_NORM_W: CHECK(0); break; /* refused by support.c */
     case T_POS: w->pos = view_slice(v, 0, m->arch.pos_offset, v.n[0] - m->arch.pos_offset); break;
     case T_ATTN_NORM_W: b->attn_norm_w = v; break;
     case T_ATTN_NORM_B: b->attn_norm_b = v; break;

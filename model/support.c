@@ -17,6 +17,8 @@ static enum code block_supported(const struct arch *a, const struct arch_block *
         return refuse(a, "attention with global tokens", "block.global_tokens");
     if (b->blocksparse)
         return refuse(a, "block-sparse attention", "block.blocksparse");
+    if (b->scale > 0.0)
+        return refuse(a, "a softmax scale by layer", "block.scale");
     if (b->cross)
         return refuse(a, "cross-attention", "block.cross");
     if (a->pos == POS_ROPE && (a->rope.dims > b->D || a->rope.dims < 2 || a->rope.dims % 2))

@@ -20,6 +20,19 @@ static void refused(const char *text, enum code code, const char *part)
     assert_refused(config(&a, text), code, part);
 }
 
+/* rows 0: the tensor is absent. */
+static void assert_shape(const struct tensor_spec *t, int n, const char *name, int64_t rows, int64_t columns)
+{
+    int64_t found[2] = {0, 0};
+    for (int i = 0; i < n; i++)
+        if (!strcmp(t[i].name, name)) {
+            found[0] = t[i].n[0];
+            found[1] = t[i].n[1];
+        }
+    assert_int_equal(found[0], rows);
+    assert_int_equal(found[1], columns);
+}
+
 static void test_tensors_in_memory_order(void **state)
 {
     (void)state;
@@ -72,9 +85,22 @@ static void test_tensors_in_memory_order(void **state)
     assert_string_equal(t[n - 1].name, "head.b");
     free(t);
     assert_int_equal(arch_legal_groups(&a, groups, 8), 2);
-    a.qk_norm = QK_NORM_HEAD;
+    a.qk_norm = QK_NORM_FULL;
+    a.embed_norm = 1;
+    a.embed_proj = 8;
+    a.norm_place = NORM_POST_RESIDUAL;
+    assert_ok(arch_tensors(&a, &t, &n));
+    assert_shape(t, n, "embed.weight", a.V, 8);
+    assert_shape(t, n, "embed_proj_in.w", a.C, 8);
+    assert_shape(t, n, "embed_proj_out.w", 8, a.C);
+    assert_shape(t, n, "embed_norm.b", a.C, 1);
+    assert_shape(t, n, "dec.1.attn.q_norm.w", a.stack[STACK_DEC].block[1].H * a.stack[STACK_DEC].block[1].D, 1);
+    assert_shape(t, n, "dec.1.attn.k_norm.w", 6 * a.stack[STACK_DEC].block[1].D, 1);
+    assert_shape(t, n, "dec.final_norm.w", 0, 0);
+    free(t);
+    a.pos = POS_REL_BIAS;
     assert_refused(arch_tensors(&a, &t, &n), ERR_UNSUPPORTED, "tensor table");
-    a.qk_norm = QK_NORM_NONE;
+    a.pos = POS_LEARNED;
     a.stack[STACK_ENC].present = 1;
     assert_refused(arch_tensors(&a, &t, &n), ERR_UNSUPPORTED, "encoder");
     assert_int_equal(arch_parameters(&a), 0);
