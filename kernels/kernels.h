@@ -218,8 +218,8 @@ typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is 
 #define KERNEL_OPS(X)                                                                                                            \
     X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name) X(activation_dtype) \
     X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(rope_cache_write) X(attention_decode)                    \
-    X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd)     \
-    X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
+    X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(head_norm_fwd)          \
+    X(head_norm_bwd) X(clip_fwd) X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
     X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)
 
 #define KERNEL_MEMBER(op) op##_fn *op;

@@ -87,6 +87,36 @@ static enum code bf16_norm_bwd(struct device *dev, struct view dx, struct view d
     return done(&j, cpu_norm_bwd(dev, wdx, dw, db, wdy, wr, wx, w, mean, rstd, kind));
 }
 
+static enum code bf16_head_norm_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view w,
+                                    enum norm_kind kind, float eps)
+{
+    struct job j = {.n = 0};
+    struct view wy = OUT(y), wx = IN(x);
+    return done(&j, cpu_head_norm_fwd(dev, wy, mean, rstd, wx, w, kind, eps));
+}
+
+static enum code bf16_head_norm_bwd(struct device *dev, struct view dx, struct view dw, struct view dy, struct view x, struct view w,
+                                    struct view mean, struct view rstd, enum norm_kind kind)
+{
+    struct job j = {.n = 0};
+    struct view wdx = OUT(dx), wdy = IN(dy), wx = IN(x);
+    return done(&j, cpu_head_norm_bwd(dev, wdx, dw, wdy, wx, w, mean, rstd, kind));
+}
+
+static enum code bf16_clip_fwd(struct device *dev, struct view y, struct view x, float limit)
+{
+    struct job j = {.n = 0};
+    struct view wy = OUT(y), wx = IN(x);
+    return done(&j, cpu_clip_fwd(dev, wy, wx, limit));
+}
+
+static enum code bf16_clip_bwd(struct device *dev, struct view dx, struct view x, float limit)
+{
+    struct job j = {.n = 0};
+    struct view wdx = INOUT(dx), wx = IN(x);
+    return done(&j, cpu_clip_bwd(dev, wdx, wx, limit));
+}
+
 static enum code bf16_matmul(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int ta, int tb, float alpha, float beta)
 {
     struct job j = {.n = 0};

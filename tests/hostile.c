@@ -120,7 +120,7 @@ static enum code hostile_device_copy(struct device *dev, void *dst, const void *
 /* ---- recording --------------------------------------------------------------------------------------------------------- */
 
 /* A call by its arguments: what a decode step uses. Views v in the order of the operation's own. */
-enum call_kind { CALL_EMBED, CALL_NORM, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_ROPE_CACHE_WRITE, CALL_DECODE };
+enum call_kind { CALL_EMBED, CALL_NORM, CALL_HEAD_NORM, CALL_CLIP, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_ROPE_CACHE_WRITE, CALL_DECODE };
 struct call {
     enum call_kind kind;
     struct view v[8];
@@ -139,6 +139,8 @@ static enum code call_run(struct device *dev, const struct call *c)
     switch (c->kind) {
     case CALL_EMBED: return RUN(inner->embed_fwd(dev, v[0], v[1], v[2], v[3], v[4], c->x));
     case CALL_NORM: return RUN(inner->norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], (enum norm_kind)c->i, c->x));
+    case CALL_HEAD_NORM: return RUN(inner->head_norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], (enum norm_kind)c->i, c->x));
+    case CALL_CLIP: return RUN(inner->clip_fwd(dev, v[0], v[1], c->x));
     case CALL_MATMUL: return RUN(inner->matmul(dev, v[0], v[1], v[2], v[3], c->i, c->j, c->x, c->y));
     case CALL_ROPE: return RUN(inner->rope(dev, v[0], v[1], v[2], v[3], c->i));
     case CALL_ACT: return RUN(inner->act_fwd(dev, v[0], v[1], v[2], (enum mlp_kind)c->i));
@@ -215,6 +217,19 @@ static enum code hostile_norm_fwd(struct device *dev, struct view y, struct view
 {
     NEED("norm_fwd", y, sum, mean, rstd, x, residual, w, b);
     return call_take(dev, (struct call){.kind = CALL_NORM, .v = {y, sum, mean, rstd, x, residual, w, b}, .i = (int)kind, .x = eps});
+}
+
+static enum code hostile_head_norm_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view w,
+                                       enum norm_kind kind, float eps)
+{
+    NEED("head_norm_fwd", y, mean, rstd, x, w);
+    return call_take(dev, (struct call){.kind = CALL_HEAD_NORM, .v = {y, mean, rstd, x, w}, .i = (int)kind, .x = eps});
+}
+
+static enum code hostile_clip_fwd(struct device *dev, struct view y, struct view x, float limit)
+{
+    NEED("clip_fwd", y, x);
+    return call_take(dev, (struct call){.kind = CALL_CLIP, .v = {y, x}, .x = limit});
 }
 
 static enum code hostile_matmul(struct device *dev, struct view c, struct view a, struct view b, struct view bias, int ta, int tb, float alpha, float beta)
@@ -306,6 +321,19 @@ static enum code hostile_norm_bwd(struct device *dev, struct view dx, struct vie
     return RUN(inner->norm_bwd(dev, dx, dw, db, dy, dresidual, x, w, mean, rstd, kind));
 }
 
+static enum code hostile_head_norm_bwd(struct device *dev, struct view dx, struct view dw, struct view dy, struct view x, struct view w,
+                                       struct view mean, struct view rstd, enum norm_kind kind)
+{
+    NEED("head_norm_bwd", dx, dw, dy, x, w, mean, rstd);
+    return RUN(inner->head_norm_bwd(dev, dx, dw, dy, x, w, mean, rstd, kind));
+}
+
+static enum code hostile_clip_bwd(struct device *dev, struct view dx, struct view x, float limit)
+{
+    NEED("clip_bwd", dx, x);
+    return RUN(inner->clip_bwd(dev, dx, x, limit));
+}
+
 static enum code hostile_act_bwd(struct device *dev, struct view dgate, struct view dup, struct view y, struct view dy, struct view gate,
                                  struct view up, enum mlp_kind kind)
 {
@@ -380,8 +408,9 @@ static enum code hostile_cast(struct device *dev, void *y, enum dtype y_type, co
 #define OVER(op) table.op = hostile_##op;
 #define OVER_ALL(X)                                                                                                                  \
     X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(rope_cache_write) X(attention_decode) X(matmul)     \
-    X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip)       \
-    X(adamw) X(axpy) X(fill) X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
+    X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(head_norm_fwd) X(head_norm_bwd) X(clip_fwd)              \
+    X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill)         \
+    X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
 
 const struct backend *hostile_backend(const struct backend *of)
 {

@@ -93,6 +93,8 @@ struct loops {
     /* y[i] = a * x[i] + b * y[i] (b 0: y is not read) */
     void (*axpby)(float *y, const float *x, float a, float b, int64_t n);
     void (*fill)(float *y, float a, int64_t n);
+    void (*clip)(float *y, const float *x, float limit, int64_t n);        /* NaN stays NaN; y may be x */
+    void (*clip_grad)(float *dx, const float *x, float limit, int64_t n);  /* 0 where |x| > limit */
     void (*from_bf16)(float *y, const uint16_t *x, int64_t n);
     double (*sumsq)(const float *x, int64_t n);
     void (*adamw)(const struct adamw_job *job, int64_t n);
