@@ -13,7 +13,8 @@
  * transposed: the file holds [in, out] (GPT-2's Conv1D): n is the file's shape, and "row" above means its column.
  * rotary > 0: in the file the first `rotary` rows of every `head` rows are the pairs (0, r/2), (1, r/2 + 1) ... side by side
  * (GPT-J): canonical row i < r/2 of a head is the file's row 2i, row i >= r/2 is 2(i - r/2) + 1; applied before first, inner, stride.
- * pieces > 1: the rows are split evenly over that many file tensors; `name` holds one "%d", the number of the piece. */
+ * pieces > 1: the rows are split evenly over that many file tensors of shape n; `name` holds one "%d", the number of the piece, and
+ * all of the above happens within each piece. */
 struct family_place {
     char name[128];
     int nd;
@@ -25,12 +26,15 @@ struct family_place {
 };
 /* The plain place of a tensor: its own shape under `name`. */
 void family_place_plain(struct family_place *p, const struct tensor_spec *spec, const char *name);
+/* The name of one piece, or the name itself without pieces. */
+void family_place_name(const struct family_place *p, int piece, char out[160]);
 
 struct family {
     const char *const *model_types; /* NULL ended; the values of "model_type" it reads */
     const char *const *keys;        /* NULL ended; config keys that it reads, besides the common ones of config_keys.c */
     const char *groups_key;         /* "num_key_value_heads"; inserted after heads_key when the source lacks it */
     const char *heads_key;
+    const char *prefix; /* NULL, or what file names may also lack, as place() says them: "transformer." of a bare GPT2Model */
     /* Fills everything of a (after memset 0; calls arch_init) but source_config and dtype. arch_check runs after it. */
     enum code (*read)(struct arch *a, const json_t *config, const char *where);
     void (*place)(const struct arch *a, const struct tensor_spec *spec, struct family_place *place);

@@ -1,154 +1,46 @@
 /* Hugging Face directory, reading: config.json, model.safetensors or the shards that model.safetensors.index.json names, and
  * the small files beside them. Every tensor of the architecture must be there with its shape, and nothing of meaning may be
- * left over. Rows are read by pread at the place the family says (family.h). The writer is hf_write.c. */
+ * left over. Rows are read by pread at the place the family says (family.h, rows.h), or gathered from
+ * one whole tensor (hf_whole.c). The writer is hf_write.c. */
 #include "hf.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-
-#include "safetensors.h"
 
 #define CONFIG_LIMIT ((size_t)4 << 20)
-#define INDEX_LIMIT ((size_t)64 << 20)
-
-struct shard { const char *name; char *path; int fd; struct st_header header; };
 
 /* One tensor of the files, for finding by name. */
 struct found { const struct st_tensor *tensor; int shard; int used; };
 
+/* Where a file's tensor begins in its shard. Canonical tensors that share one have an entry each. */
+struct stored { int shard; int64_t offset, bytes; };
+
 struct hf {
     struct checkpoint base;
-    struct shard *shards;
-    int n_shards;
+    struct hf_files files;
     struct found *found; /* sorted by name; only while opening */
     int n_found;
     struct hf_rows *rows; /* [n_tensors] */
+    struct stored *stored; /* [n_stored] */
+    int n_stored;
+    struct hf_whole whole;
 };
-
-static int has(const char *dir, const char *name)
-{
-    char *path = io_join(dir, name);
-    int there = path && io_exists(path);
-    free(path);
-    return there;
-}
 
 static int hf_probe(const char *path)
 {
-    return io_is_dir(path) && (has(path, "config.json") || has(path, HF_SINGLE) || has(path, HF_INDEX));
-}
-
-static enum code read_in(const char *dir, const char *name, size_t limit, char **path, char **bytes, size_t *n)
-{
-    *bytes = NULL;
-    *path = io_join(dir, name);
-    if (!*path)
-        return fail(ERR_MEMORY, "%s: out of memory", dir);
-    return io_read_all(*path, limit, bytes, n);
+    return io_is_dir(path) && (hf_has(path, "config.json") || hf_has(path, HF_SINGLE) || hf_has(path, HF_INDEX));
 }
 
 static enum code config_read(struct hf *hf)
 {
     char *path, *bytes;
     size_t n;
-    enum code c = read_in(hf->base.path, "config.json", CONFIG_LIMIT, &path, &bytes, &n);
+    enum code c = hf_read_in(hf->base.path, "config.json", CONFIG_LIMIT, &path, &bytes, &n);
     if (c == OK)
         c = arch_from_config_json(&hf->base.arch, bytes, n, path);
     free(bytes);
     free(path);
     return c == OK ? form_add_fileref(&hf->base, "config.json") : c;
-}
-
-/* ---- files -------------------------------------------------------------------------------------------------------- */
-
-static enum code shard_add(struct hf *hf, const char *name, int64_t limit)
-{
-    struct shard *s = &hf->shards[hf->n_shards];
-    s->fd = -1;
-    TRY(form_add_fileref(&hf->base, name));
-    s->name = hf->base.files[hf->base.n_files - 1];
-    s->path = io_join(hf->base.path, name);
-    if (!s->path)
-        return fail(ERR_MEMORY, "%s: out of memory", hf->base.path);
-    hf->n_shards++;
-    TRY(st_open(&s->header, &s->fd, s->path, limit));
-    posix_fadvise(s->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    return OK;
-}
-
-static enum code shards_reserve(struct hf *hf, int n)
-{
-    hf->shards = calloc((size_t)n, sizeof *hf->shards);
-    return hf->shards ? OK : fail(ERR_MEMORY, "%s: out of memory", hf->base.path);
-}
-
-/* Index and files must agree in both directions: serving tools refuse anything else. */
-static enum code index_check(const struct hf *hf, const struct st_index *x)
-{
-    int in_files = 0;
-    for (int s = 0; s < hf->n_shards; s++)
-        for (int i = 0; i < hf->shards[s].header.count; i++, in_files++) {
-            const char *name = hf->shards[s].header.tensors[i].name;
-            const struct st_index_entry *e = st_index_find(x, name);
-            if (!e)
-                return fail(ERR_INPUT, "%s/" HF_INDEX ": does not list tensor \"%.80s\" of %s", hf->base.path, name, hf->shards[s].name);
-            if (e->file != s)
-                return fail(ERR_INPUT, "%s/" HF_INDEX ": says tensor \"%.80s\" is in %s, but %s holds it", hf->base.path, name,
-                            x->files[e->file], hf->shards[s].name);
-        }
-    if (in_files == x->count)
-        return OK;
-    for (int i = 0; i < x->count; i++) {
-        const struct shard *s = &hf->shards[x->entries[i].file];
-        int there = 0;
-        for (int t = 0; t < s->header.count && !there; t++)
-            there = !strcmp(s->header.tensors[t].name, x->entries[i].tensor);
-        if (!there)
-            return fail(ERR_INPUT, "%s/" HF_INDEX ": says tensor \"%.80s\" is in %s, which does not hold it", hf->base.path,
-                        x->entries[i].tensor, s->name);
-    }
-    return OK;
-}
-
-static enum code sharded_open(struct hf *hf, int64_t limit)
-{
-    char *path, *bytes;
-    size_t n;
-    struct st_index x = {0};
-    enum code c = read_in(hf->base.path, HF_INDEX, INDEX_LIMIT, &path, &bytes, &n);
-    if (c == OK)
-        c = st_index_parse(&x, bytes, n, path);
-    if (c == OK)
-        c = form_add_fileref(&hf->base, HF_INDEX);
-    if (c == OK)
-        c = shards_reserve(hf, x.n_files);
-    for (int f = 0; c == OK && f < x.n_files; f++)
-        c = shard_add(hf, x.files[f], limit);
-    if (c == OK)
-        c = index_check(hf, &x);
-    st_index_free(&x);
-    free(bytes);
-    free(path);
-    return c;
-}
-
-static enum code files_open(struct hf *hf, const struct ckpt_options *options)
-{
-    const char *dir = hf->base.path;
-    int64_t limit = options->header_limit ? options->header_limit : ST_HEADER_DEFAULT;
-    if (has(dir, HF_SINGLE)) {
-        TRY(shards_reserve(hf, 1));
-        return shard_add(hf, HF_SINGLE, limit);
-    }
-    if (has(dir, HF_INDEX))
-        return sharded_open(hf, limit);
-    if (has(dir, "pytorch_model.bin") || has(dir, "pytorch_model.bin.index.json"))
-        return fail(ERR_UNSUPPORTED, "%s: holds pytorch_model.bin, which can run code when opened and is not read; save the model as "
-                    "safetensors first", dir);
-    return fail(ERR_INPUT, "%s: holds neither " HF_SINGLE " nor " HF_INDEX, dir);
 }
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
@@ -162,14 +54,14 @@ static int by_name(const void *a, const void *b)
 static enum code found_make(struct hf *hf)
 {
     int n = 0;
-    for (int s = 0; s < hf->n_shards; s++)
-        n += hf->shards[s].header.count;
+    for (int s = 0; s < hf->files.n; s++)
+        n += hf->files.shard[s].header.count;
     hf->found = calloc((size_t)n + 1, sizeof *hf->found);
     if (!hf->found)
         return fail(ERR_MEMORY, "%s: out of memory", hf->base.path);
-    for (int s = 0; s < hf->n_shards; s++)
-        for (int i = 0; i < hf->shards[s].header.count; i++)
-            hf->found[hf->n_found++] = (struct found){&hf->shards[s].header.tensors[i], s, 0};
+    for (int s = 0; s < hf->files.n; s++)
+        for (int i = 0; i < hf->files.shard[s].header.count; i++)
+            hf->found[hf->n_found++] = (struct found){&hf->files.shard[s].header.tensors[i], s, 0};
     qsort(hf->found, (size_t)n, sizeof *hf->found, by_name);
     return OK;
 }
@@ -189,28 +81,67 @@ static enum code shape_check(const struct hf *hf, const struct found *f, const s
     else
         snprintf(want, sizeof want, "[%lld]", (long long)p->n[0]);
     if (!same)
-        return fail(ERR_INPUT, "%s: tensor \"%s\": expected shape %s from config.json, found %s]", hf->shards[f->shard].path, t->name, want,
+        return fail(ERR_INPUT, "%s: tensor \"%s\": expected shape %s from config.json, found %s]", hf->files.shard[f->shard].path, t->name, want,
                     have);
     if (t->dtype == DT_F32 || t->dtype == DT_BF16 || t->dtype == DT_F16 || t->dtype == DT_F64)
         return OK;
-    return fail(ERR_UNSUPPORTED, "%s: tensor \"%s\" is stored as %s; supported are F32, BF16, F16 and F64", hf->shards[f->shard].path, t->name,
+    return fail(ERR_UNSUPPORTED, "%s: tensor \"%s\" is stored as %s; supported are F32, BF16, F16 and F64", hf->files.shard[f->shard].path, t->name,
                 t->dtype_name);
+}
+
+/* Under the name, or without the prefix that the family lets go. */
+static struct found *found_named(const struct hf *hf, const char *name, const char *prefix)
+{
+    struct st_tensor key;
+    struct found want = {&key, 0, 0};
+    size_t n = prefix ? strlen(prefix) : 0;
+    for (int bare = 0; bare < 2; bare++) {
+        if (bare && (!n || strncmp(name, prefix, n) != 0))
+            break;
+        key.name = strdup(name + (bare ? n : 0));
+        struct found *f = key.name ? bsearch(&want, hf->found, (size_t)hf->n_found, sizeof want, by_name) : NULL;
+        free(key.name);
+        if (f)
+            return f;
+    }
+    return NULL;
+}
+
+static enum code stored_add(struct hf *hf, const struct found *f)
+{
+    if ((hf->n_stored & (hf->n_stored - 1)) == 0) { /* full: its size is a power of two */
+        struct stored *more = realloc(hf->stored, (size_t)(hf->n_stored ? 2 * hf->n_stored : 1) * sizeof *more);
+        if (!more)
+            return fail(ERR_MEMORY, "%s: out of memory", hf->base.path);
+        hf->stored = more;
+    }
+    const struct st_tensor *t = f->tensor;
+    hf->stored[hf->n_stored++] = (struct stored){f->shard, hf->files.shard[f->shard].header.data + t->begin, t->end - t->begin};
+    return OK;
 }
 
 static enum code tensor_find(struct hf *hf, int i, const struct family *family, const struct tensor_spec *spec)
 {
     struct family_place p;
+    char name[160];
+    const struct found *first = NULL;
     family->place(&hf->base.arch, spec, &p);
-    struct st_tensor key = {.name = p.name};
-    struct found want = {&key, 0, 0}, *f = bsearch(&want, hf->found, (size_t)hf->n_found, sizeof want, by_name);
-    if (!f)
-        return fail(ERR_INPUT, "%s: tensor \"%s\" is missing%s", hf->base.path, p.name,
-                    spec->slot == T_HEAD_W ? " (config.json does not tie it to the embedding)" : "");
-    TRY(shape_check(hf, f, &p));
-    f->used = 1;
-    const struct shard *s = &hf->shards[f->shard];
-    hf->rows[i] = (struct hf_rows){f->shard, s->header.data + f->tensor->begin, p.first, p.inner, p.stride};
-    return form_tensor_set(&hf->base, i, f->tensor->dtype, p.name, s->name);
+    hf->rows[i] = (struct hf_rows){row_map_make(&p, spec->n[0], spec->n[1]), hf->n_stored};
+    for (int piece = 0; piece < (p.pieces > 1 ? p.pieces : 1); piece++) {
+        family_place_name(&p, piece, name);
+        struct found *f = found_named(hf, name, family->prefix);
+        if (!f)
+            return fail(ERR_INPUT, "%s: tensor \"%s\" is missing%s", hf->base.path, name,
+                        spec->slot == T_HEAD_W ? " (config.json does not tie it to the embedding)" : "");
+        TRY(shape_check(hf, f, &p));
+        f->used = 1;
+        first = first ? first : f;
+        if (f->tensor->dtype != first->tensor->dtype)
+            return fail(ERR_UNSUPPORTED, "%s: tensor \"%s\" is stored as %s, but \"%s\", of which it is a part, as %s",
+                        hf->files.shard[f->shard].path, name, f->tensor->dtype_name, first->tensor->name, first->tensor->dtype_name);
+        TRY(stored_add(hf, f));
+    }
+    return form_tensor_set(&hf->base, i, first->tensor->dtype, first->tensor->name, hf->files.shard[first->shard].name);
 }
 
 static enum code leftovers_check(const struct hf *hf, const struct family *family)
@@ -221,7 +152,7 @@ static enum code leftovers_check(const struct hf *hf, const struct family *famil
             continue;
         if (!family->ignores(&hf->base.arch, f->tensor->name))
             return fail(ERR_INPUT, "%s: tensor \"%.80s\" belongs to no part of the model that config.json describes",
-                        hf->shards[f->shard].path, f->tensor->name);
+                        hf->files.shard[f->shard].path, f->tensor->name);
         if (!strcmp(f->tensor->name, "lm_head.weight"))
             log_info("%s: lm_head.weight is left out: config.json ties it to the embedding\n", hf->base.path);
     }
@@ -253,8 +184,10 @@ static enum code tensors_sort(struct hf *hf)
         free(rows);
         return fail(ERR_MEMORY, "%s: out of memory", hf->base.path);
     }
-    for (int i = 0; i < n; i++)
-        order[i] = (struct order){hf->rows[i].shard, hf->rows[i].offset, hf->rows[i].first, i};
+    for (int i = 0; i < n; i++) {
+        const struct stored *s = &hf->stored[hf->rows[i].at];
+        order[i] = (struct order){s->shard, s->offset, hf->rows[i].map.first, i};
+    }
     qsort(order, (size_t)n, sizeof *order, by_place);
     for (int i = 0; i < n; i++) {
         tensors[i] = hf->base.tensors[order[i].i];
@@ -296,7 +229,7 @@ static enum code tensors_open(struct hf *hf)
 static enum code parts_open(struct hf *hf, const struct ckpt_options *options)
 {
     TRY(config_read(hf));
-    TRY(files_open(hf, options));
+    TRY(hf_files_open(&hf->base, &hf->files, options));
     TRY(tensors_open(hf));
     return companions_from_dir(&hf->base, hf->base.path);
 }
@@ -304,22 +237,36 @@ static enum code parts_open(struct hf *hf, const struct ckpt_options *options)
 static enum code hf_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
 {
     TRY(form_checkpoint_new(ck, sizeof(struct hf), &form_hf, path));
+    hf_whole_init(&((struct hf *)*ck)->whole);
     enum code c = parts_open((struct hf *)*ck, options);
     if (c != OK)
         ckpt_close(*ck);
     return c;
 }
 
+/* Rows of one file tensor. */
+static enum code stored_read(struct hf *hf, const struct stored *at, const struct row_map *m, int64_t row, int64_t rows, char *dst, size_t element)
+{
+    const struct hf_shard *s = &hf->files.shard[at->shard];
+    int64_t row_bytes = m->length * (int64_t)element, run;
+    if (row_map_scattered(m))
+        return hf_whole_gather(&hf->whole, s->fd, s->path, at->offset, at->bytes, m, row, rows, dst, element);
+    for (int64_t done = 0; done < rows; done += run) {
+        int64_t there = row_map_at(m, row + done, rows - done, &run);
+        TRY(io_pread(s->fd, s->path, dst + done * row_bytes, (size_t)(run * row_bytes), at->offset + there * row_bytes));
+    }
+    return OK;
+}
+
 static enum code hf_read(struct checkpoint *ck, int i, int64_t row, int64_t rows, void *dst)
 {
-    const struct hf *hf = (const struct hf *)ck;
-    const struct hf_rows *m = &hf->rows[i];
-    const struct shard *s = &hf->shards[m->shard];
-    int64_t row_bytes = ck->tensors[i].n[1] * (int64_t)dtype_bytes(ck->tensors[i].dtype);
-    for (int64_t done = 0; done < rows;) {
-        int64_t now, at = hf_rows_run(m, row + done, rows - done, &now);
-        TRY(io_pread(s->fd, s->path, (char *)dst + done * row_bytes, (size_t)(now * row_bytes), m->offset + at * row_bytes));
-        done += now;
+    struct hf *hf = (struct hf *)ck;
+    const struct hf_rows *r = &hf->rows[i];
+    size_t element = dtype_bytes(ck->tensors[i].dtype);
+    for (int64_t done = 0, now; done < rows; done += now) {
+        int64_t piece = (row + done) / r->map.piece, within = (row + done) % r->map.piece;
+        now = r->map.piece - within < rows - done ? r->map.piece - within : rows - done;
+        TRY(stored_read(hf, &hf->stored[r->at + piece], &r->map, within, now, (char *)dst + done * r->map.length * (int64_t)element, element));
     }
     return OK;
 }
@@ -327,15 +274,11 @@ static enum code hf_read(struct checkpoint *ck, int i, int64_t row, int64_t rows
 static void hf_close(struct checkpoint *ck)
 {
     struct hf *hf = (struct hf *)ck;
-    for (int s = 0; s < hf->n_shards; s++) {
-        if (hf->shards[s].fd >= 0)
-            close(hf->shards[s].fd);
-        st_free(&hf->shards[s].header);
-        free(hf->shards[s].path);
-    }
-    free(hf->shards);
+    hf_files_close(&hf->files);
     free(hf->found);
     free(hf->rows);
+    free(hf->stored);
+    hf_whole_free(&hf->whole);
 }
 
 const struct ckpt_form form_hf = {

@@ -2,24 +2,34 @@
 #ifndef GQAKIT_CHECKPOINTS_HF_H
 #define GQAKIT_CHECKPOINTS_HF_H
 
-#include "family.h"
+#include <pthread.h>
+
 #include "form.h"
+#include "rows.h"
+#include "safetensors.h"
 
 #define HF_SINGLE "model.safetensors"
 #define HF_INDEX "model.safetensors.index.json"
 
-/* Where the rows of one canonical tensor lie: in `shard`, from byte `offset` on, by family_place's three numbers. */
-struct hf_rows { int shard; int64_t offset, first, inner, stride; };
+/* How the rows of one canonical tensor lie in the files' tensors at, at + 1 ... (more than one: pieces), counted in the reader's
+ * or the writer's own list of those. */
+struct hf_rows { struct row_map map; int at; };
 
-/* The file's row of canonical row `row`, and in *run how many of the `rows` that follow are adjacent there. */
-static inline int64_t hf_rows_run(const struct hf_rows *m, int64_t row, int64_t rows, int64_t *run)
-{
-    int64_t left = m->inner - row % m->inner;
-    if (m->inner == m->stride)
-        left = rows; /* no gaps at all */
-    *run = left < rows ? left : rows;
-    return m->first + row / m->inner * m->stride + row % m->inner;
-}
+/* One whole tensor of a file in memory, for places whose rows do not lie in rows there. Safe from several threads. */
+struct hf_whole { pthread_mutex_t lock; char *bytes; int64_t capacity, offset; int fd; };
+void hf_whole_init(struct hf_whole *h);
+void hf_whole_free(struct hf_whole *h);
+/* Canonical rows [row, row + rows) of the tensor of `bytes` bytes at `offset` of the open file, which is read unless it is here. */
+enum code hf_whole_gather(struct hf_whole *h, int fd, const char *path, int64_t offset, int64_t bytes, const struct row_map *map, int64_t row,
+                          int64_t rows, void *dst, size_t element) MUST_USE;
+
+struct hf_shard { const char *name; char *path; int fd; struct st_header header; };
+struct hf_files { struct hf_shard *shard; int n; };
+int hf_has(const char *dir, const char *name);
+enum code hf_read_in(const char *dir, const char *name, size_t limit, char **path, char **bytes, size_t *n) MUST_USE;
+/* Adds the files' names to ck. The caller closes, after an error too. */
+enum code hf_files_open(struct checkpoint *ck, struct hf_files *files, const struct ckpt_options *options) MUST_USE;
+void hf_files_close(struct hf_files *files);
 
 int hf_claims(const char *path);
 enum code hf_create(struct ckpt_writer **w, const struct ckpt_target *target);

@@ -40,6 +40,15 @@ void family_place_plain(struct family_place *p, const struct tensor_spec *t, con
     p->inner = p->stride = t->n[0];
 }
 
+void family_place_name(const struct family_place *p, int piece, char out[160])
+{
+    const char *at = p->pieces > 1 ? strstr(p->name, "%d") : NULL;
+    if (at)
+        snprintf(out, 160, "%.*s%d%s", (int)(at - p->name), p->name, piece, at + 2);
+    else
+        snprintf(out, 160, "%s", p->name);
+}
+
 /* ---- in ----------------------------------------------------------------------------------------------------------- */
 
 /* A token id, or the first of a list of them; null and absent leave *id. */

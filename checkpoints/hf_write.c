@@ -1,7 +1,6 @@
 /* Hugging Face directory, writing. All sizes are known from the architecture, so headers come first and rows go straight to
- * their final place. With a Hugging Face source, its tensor order and shards are kept: a copy reads and writes sequentially.
- * Without one, tensors are sorted by alignment, then name, as the format's own writer does, and shards split at 5 GB.
- * Write-back is started block by block, so that the one fsync per file at the end finds little left to do. */
+ * their final place (hf_layout.c). Write-back is started block by block, so that the one fsync per file at the end finds little
+ * left to do. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -9,27 +8,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "hf.h"
-#include "safetensors.h"
+#include "hf_layout.h"
 
-#define SHARD_BYTES ((int64_t)5000000000)
 #define WRITEBACK_BYTES ((int64_t)8 << 20)
-
-struct out_shard { const char *name; char *path; int fd; int64_t data, bytes; int64_t unsynced; };
-
-struct hf_writer {
-    struct ckpt_writer base;
-    char *config;
-    struct out_shard *shards;
-    int n_shards;
-    struct st_tensor *stored; /* the files' tensors, in order; begin and end relative to their shard's data */
-    int *stored_shard;
-    int n_stored;
-    struct hf_rows *rows; /* [n_tensors] */
-};
-
-/* A canonical tensor and its place, while the order is still open. */
-struct item { struct ckpt_tensor tensor; struct family_place place; };
 
 int hf_claims(const char *path)
 {
@@ -43,177 +24,11 @@ int hf_claims(const char *path)
     return n > 0;
 }
 
-/* ---- plan --------------------------------------------------------------------------------------------------------- */
-
-static int by_alignment(const void *a, const void *b)
-{
-    const struct item *x = a, *y = b;
-    size_t p = dtype_bytes(x->tensor.dtype), q = dtype_bytes(y->tensor.dtype);
-    if (p != q)
-        return p > q ? -1 : 1;
-    int order = strcmp(x->place.name, y->place.name);
-    return order ? order : x->place.first < y->place.first ? -1 : x->place.first > y->place.first;
-}
-
-static enum code items_make(struct hf_writer *w, struct item *items, int sort)
-{
-    const struct family *family = family_of(w->base.arch.family);
-    struct tensor_spec *specs;
-    int n;
-    TRY(arch_tensors(&w->base.arch, &specs, &n));
-    CHECK(n == w->base.n_tensors);
-    for (int i = 0; i < n; i++) {
-        int at = form_tensor_index(w->base.tensors, n, specs[i].name);
-        CHECK(at >= 0);
-        items[at].tensor = w->base.tensors[at];
-        family->place(&w->base.arch, &specs[i], &items[at].place);
-    }
-    free(specs);
-    if (sort)
-        qsort(items, (size_t)n, sizeof *items, by_alignment);
-    return OK;
-}
-
-/* Gathers canonical tensors into those of the files: one each, unless the family fuses some. */
-static enum code stored_make(struct hf_writer *w, const struct item *items)
-{
-    int n = w->base.n_tensors;
-    w->stored = calloc((size_t)n, sizeof *w->stored);
-    w->stored_shard = calloc((size_t)n, sizeof *w->stored_shard);
-    w->rows = calloc((size_t)n, sizeof *w->rows);
-    if (!w->stored || !w->stored_shard || !w->rows)
-        return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
-    for (int i = 0; i < n; i++) {
-        const struct family_place *p = &items[i].place;
-        int s = w->n_stored - 1;
-        while (s >= 0 && strcmp(w->stored[s].name, p->name) != 0)
-            s--;
-        if (s < 0) {
-            struct st_tensor *t = &w->stored[s = w->n_stored];
-            t->name = strdup(p->name);
-            if (!t->name)
-                return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
-            w->n_stored++;
-            t->dtype = items[i].tensor.dtype;
-            t->nd = p->nd;
-            t->n[0] = p->n[0];
-            t->n[1] = p->n[1];
-            t->end = p->n[0] * p->n[1] * (int64_t)dtype_bytes(t->dtype);
-        }
-        w->base.tensors[i] = items[i].tensor;
-        w->base.rows_left[i] = items[i].tensor.n[0];
-        w->rows[i] = (struct hf_rows){s, 0, p->first, p->inner, p->stride}; /* shard holds the stored index for now */
-    }
-    return OK;
-}
-
-static int shard_named(const struct hf_writer *w, const char *name)
-{
-    for (int s = 0; s < w->n_shards; s++)
-        if (!strcmp(w->shards[s].name, name))
-            return s;
-    return -1;
-}
-
-/* The source's files again. What the source lacks (an untied head) joins the last of them. */
-static enum code shards_like_source(struct hf_writer *w)
-{
-    for (int i = 0; i < w->base.n_tensors; i++) {
-        const char *file = w->base.tensors[i].file;
-        int s = *file ? shard_named(w, file) : w->n_shards ? w->n_shards - 1 : 0;
-        if (s < 0 || !w->n_shards) {
-            s = w->n_shards++;
-            w->shards[s].name = *file ? file : HF_SINGLE;
-        }
-        w->stored_shard[w->rows[i].shard] = s;
-    }
-    return OK;
-}
-
-static enum code shards_by_size(struct hf_writer *w, int64_t limit)
-{
-    int64_t filled = 0;
-    int s = 0;
-    for (int i = 0; i < w->n_stored; i++) {
-        int64_t bytes = w->stored[i].end;
-        if (filled && bytes > limit - filled) {
-            s++;
-            filled = 0;
-        }
-        filled += bytes;
-        w->stored_shard[i] = s;
-    }
-    w->n_shards = s + 1;
-    for (int i = 0; i < w->n_shards; i++) {
-        char name[64];
-        snprintf(name, sizeof name, "model-%05d-of-%05d.safetensors", i + 1, w->n_shards);
-        w->shards[i].name = form_string(&w->base.strings, w->n_shards == 1 ? HF_SINGLE : name);
-        if (!w->shards[i].name)
-            return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
-    }
-    return OK;
-}
-
-/* Offsets within each shard, and the final rows and names of the canonical tensors. */
-static enum code offsets_assign(struct hf_writer *w)
-{
-    for (int i = 0; i < w->n_stored; i++) {
-        struct out_shard *s = &w->shards[w->stored_shard[i]];
-        w->stored[i].begin = s->bytes;
-        w->stored[i].end += s->bytes;
-        s->bytes = w->stored[i].end;
-    }
-    for (int i = 0; i < w->base.n_tensors; i++) {
-        struct ckpt_tensor *t = &w->base.tensors[i];
-        int stored = w->rows[i].shard;
-        w->rows[i].shard = w->stored_shard[stored];
-        w->rows[i].offset = w->stored[stored].begin;
-        t->file = w->shards[w->rows[i].shard].name;
-        t->source = w->stored[stored].name;
-    }
-    return OK;
-}
-
-/* A Hugging Face directory, or a native file made from one (which remembers the shard of every tensor). */
-static int from_safetensors(const struct checkpoint *source)
-{
-    for (int i = 0; source && i < source->n_tensors; i++) {
-        const char *dot = strrchr(source->tensors[i].file, '.');
-        if (!dot || strcmp(dot, ".safetensors") || !io_name_is_safe(source->tensors[i].file))
-            return 0;
-    }
-    return source != NULL;
-}
-
-static enum code plan(struct hf_writer *w, const struct ckpt_target *target)
-{
-    int like_source = from_safetensors(target->source);
-    int n = w->base.n_tensors;
-    struct item *items = malloc((size_t)n * sizeof *items);
-    w->shards = calloc((size_t)n, sizeof *w->shards);
-    for (int s = 0; w->shards && s < n; s++)
-        w->shards[s].fd = -1;
-    if (!items || !w->shards) {
-        free(items);
-        return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
-    }
-    enum code c = items_make(w, items, !like_source);
-    if (c == OK)
-        c = stored_make(w, items);
-    free(items);
-    TRY(c);
-    if (like_source && !target->shard_bytes)
-        TRY(shards_like_source(w));
-    else
-        TRY(shards_by_size(w, target->shard_bytes > 0 ? target->shard_bytes : SHARD_BYTES));
-    return offsets_assign(w);
-}
-
 /* ---- files -------------------------------------------------------------------------------------------------------- */
 
 static enum code shard_create(struct hf_writer *w, int i)
 {
-    struct out_shard *s = &w->shards[i];
+    struct hf_out_shard *s = &w->shards[i];
     struct st_tensor *list = malloc((size_t)w->n_stored * sizeof *list);
     char *head = NULL;
     size_t n = 0;
@@ -224,8 +39,8 @@ static enum code shard_create(struct hf_writer *w, int i)
         return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
     }
     for (int t = 0; t < w->n_stored; t++)
-        if (w->stored_shard[t] == i)
-            list[count++] = w->stored[t];
+        if (w->stored[t].shard == i)
+            list[count++] = w->stored[t].tensor;
     enum code c = st_header_make(list, count, &head, &n, s->path);
     free(list);
     if (c == OK && strchr(s->name, '/')) { /* an index may name files in subdirectories */
@@ -249,7 +64,7 @@ static enum code writer_open(struct hf_writer *w, const struct ckpt_target *targ
     TRY(arch_to_config_json(a, target->dtype, &w->config));
     if (!a->family[0])
         memcpy(a->family, "llama", sizeof "llama"); /* as the config says */
-    TRY(plan(w, target));
+    TRY(hf_layout_make(w, target));
     TRY(io_mkdirs(w->base.temporary));
     for (int s = 0; s < w->n_shards; s++)
         TRY(shard_create(w, s));
@@ -265,21 +80,60 @@ enum code hf_create(struct ckpt_writer **w, const struct ckpt_target *target)
     return c;
 }
 
-enum code hf_write(struct ckpt_writer *base, int i, int64_t row, int64_t rows, const void *src)
+static enum code shard_write(struct hf_out_shard *s, const void *src, int64_t bytes, int64_t offset)
 {
-    struct hf_writer *w = (struct hf_writer *)base;
-    const struct hf_rows *m = &w->rows[i];
-    struct out_shard *s = &w->shards[m->shard];
-    int64_t row_bytes = base->tensors[i].n[1] * (int64_t)dtype_bytes(base->tensors[i].dtype);
-    for (int64_t done = 0; done < rows;) {
-        int64_t now, at = hf_rows_run(m, row + done, rows - done, &now);
-        TRY(io_pwrite(s->fd, s->path, (const char *)src + done * row_bytes, (size_t)(now * row_bytes), s->data + m->offset + at * row_bytes));
-        done += now;
-    }
-    s->unsynced += rows * row_bytes;
+    TRY(io_pwrite(s->fd, s->path, src, (size_t)bytes, s->data + offset));
+    s->unsynced += bytes;
     if (s->unsynced >= WRITEBACK_BYTES) {
         s->unsynced = 0;
         sync_file_range(s->fd, 0, 0, SYNC_FILE_RANGE_WRITE); /* starts, does not wait; an error shows at fsync */
+    }
+    return OK;
+}
+
+/* Rows that do not lie in rows there are collected until their file tensor is complete. */
+static enum code rows_collect(struct hf_out_shard *s, struct hf_stored *t, const struct row_map *m, int64_t row, int64_t rows, const void *src,
+                              size_t element)
+{
+    int64_t bytes = t->tensor.end - t->tensor.begin;
+    if (!t->whole)
+        t->whole = calloc(1, (size_t)bytes);
+    if (!t->whole)
+        return fail(ERR_MEMORY, "%s: out of memory for tensor %s of %lld bytes", s->path, t->tensor.name, (long long)bytes);
+    rows_scatter(t->whole, m, src, row, rows, element);
+    t->left -= rows;
+    if (t->left)
+        return OK;
+    enum code c = shard_write(s, t->whole, bytes, t->tensor.begin);
+    free(t->whole);
+    t->whole = NULL;
+    return c;
+}
+
+/* Rows of one file tensor. */
+static enum code stored_write(struct hf_writer *w, struct hf_stored *t, const struct row_map *m, int64_t row, int64_t rows, const char *src,
+                              size_t element)
+{
+    struct hf_out_shard *s = &w->shards[t->shard];
+    int64_t row_bytes = m->length * (int64_t)element, run;
+    if (row_map_scattered(m))
+        return rows_collect(s, t, m, row, rows, src, element);
+    for (int64_t done = 0; done < rows; done += run) {
+        int64_t there = row_map_at(m, row + done, rows - done, &run);
+        TRY(shard_write(s, src + done * row_bytes, run * row_bytes, t->tensor.begin + there * row_bytes));
+    }
+    return OK;
+}
+
+enum code hf_write(struct ckpt_writer *base, int i, int64_t row, int64_t rows, const void *src)
+{
+    struct hf_writer *w = (struct hf_writer *)base;
+    const struct hf_rows *r = &w->rows[i];
+    size_t element = dtype_bytes(base->tensors[i].dtype);
+    for (int64_t done = 0, now; done < rows; done += now) {
+        int64_t piece = (row + done) / r->map.piece, within = (row + done) % r->map.piece;
+        now = r->map.piece - within < rows - done ? r->map.piece - within : rows - done;
+        TRY(stored_write(w, &w->stored[r->at + piece], &r->map, within, now, (const char *)src + done * r->map.length * (int64_t)element, element));
     }
     return OK;
 }
@@ -304,8 +158,8 @@ static enum code index_write(const struct hf_writer *w)
     json_t *map = json_object();
     json_int_t total = 0;
     for (int i = 0; i < w->n_stored; i++) {
-        json_object_set_new(map, w->stored[i].name, json_string(w->shards[w->stored_shard[i]].name));
-        total += w->stored[i].end - w->stored[i].begin;
+        json_object_set_new(map, w->stored[i].tensor.name, json_string(w->shards[w->stored[i].shard].name));
+        total += w->stored[i].tensor.end - w->stored[i].tensor.begin;
     }
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", total, "weight_map", map);
     char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
@@ -321,7 +175,7 @@ enum code hf_finish(struct ckpt_writer *base)
 {
     struct hf_writer *w = (struct hf_writer *)base;
     for (int i = 0; i < w->n_shards; i++) {
-        struct out_shard *s = &w->shards[i];
+        struct hf_out_shard *s = &w->shards[i];
         int fd = s->fd;
         if (fsync(fd))
             return fail_errno(s->path, "fsync");
@@ -345,10 +199,11 @@ void hf_drop(struct ckpt_writer *base)
             close(w->shards[i].fd);
         free(w->shards[i].path);
     }
-    for (int i = 0; i < w->n_stored; i++)
-        free(w->stored[i].name);
+    for (int i = 0; i < w->n_stored; i++) {
+        free(w->stored[i].tensor.name);
+        free(w->stored[i].whole);
+    }
     free(w->stored);
-    free(w->stored_shard);
     free(w->shards);
     free(w->rows);
     free(w->config);
