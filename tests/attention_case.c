@@ -114,6 +114,8 @@ void attention_case_open(struct attention_case *p, const struct ref_attention *a
     p->args.mask.q_offset = a->q_offset;
     p->args.mask.window_left = a->window_left;
     p->args.mask.window_right = a->window_right;
+    if (a->slopes != NULL)
+        p->args.mask.alibi_slopes = view_1d((void *)(uintptr_t)a->slopes, DT_F32, a->H);
     if (a->seg_q != NULL) {
         p->args.mask.seg_q = view_2d((void *)(uintptr_t)a->seg_q, DT_I32, a->B, a->T);
         p->args.mask.seg_k = view_2d((void *)(uintptr_t)a->seg_k, DT_I32, a->B, a->S);
@@ -202,9 +204,9 @@ void attention_case_check(const struct ref_attention *a, int strided)
     attention_case_bwd(&p);
     good = good && same_view("dq", p.vdq, p.dq) && same_view("dk", p.vdk, p.dk) && same_view("dv", p.vdv, p.dv) && guards_whole(&p);
     if (!good)
-        print_error("B %lld T %lld S %lld H %lld G %lld D %lld causal %d offset %lld window %lld %lld segments %d strided %d\n", (long long)a->B,
+        print_error("B %lld T %lld S %lld H %lld G %lld D %lld causal %d offset %lld window %lld %lld segments %d alibi %d strided %d\n", (long long)a->B,
                     (long long)a->T, (long long)a->S, (long long)a->H, (long long)a->G, (long long)a->D, a->causal, (long long)a->q_offset,
-                    (long long)a->window_left, (long long)a->window_right, a->seg_q != NULL, strided);
+                    (long long)a->window_left, (long long)a->window_right, a->seg_q != NULL, a->slopes != NULL, strided);
     attention_case_close(&p);
     assert_true(good);
 }

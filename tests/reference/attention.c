@@ -1,4 +1,4 @@
-/* softmax(scale q.k + mask) v and its derivative, the whole row of probabilities in memory (Vaswani et al. 2017, eq. 1;
+/* softmax(scale q.k + bias + mask) v and its derivative, the whole row of probabilities in memory (Vaswani et al. 2017, eq. 1;
  * grouped heads: Ainslie et al. 2023, section 2.2). With p = softmax(s):
  *   dv_j = sum_i p_ij do_i;  dp_ij = do_i.v_j;  ds_ij = p_ij (dp_ij - sum_j' p_ij' dp_ij');  dq_i = scale sum_j ds_ij k_j;
  *   dk_j = scale sum_i ds_ij q_i, summed over the query heads that read the key. */
@@ -41,7 +41,8 @@ static double probabilities(const struct ref_attention *a, double *p, const doub
     for (int64_t s = 0; s < a->S; s++) {
         p[s] = -HUGE_VAL;
         if (ref_attention_visible(a, b, t, s))
-            p[s] = a->scale * dot(row(q, b, t, h, a->T, a->H, a->D), row(k, b, s, g, a->S, a->G, a->D), a->D);
+            p[s] = a->scale * dot(row(q, b, t, h, a->T, a->H, a->D), row(k, b, s, g, a->S, a->G, a->D), a->D) +
+                   (a->slopes != NULL ? (double)a->slopes[h] * (double)(s - (t + a->q_offset)) : 0);
         top = fmax(top, p[s]);
     }
     for (int64_t s = 0; s < a->S; s++) {

@@ -11,6 +11,7 @@ struct ref_attention {
     int causal;
     int64_t q_offset, window_left, window_right; /* windows < 0: no limit */
     const int32_t *seg_q, *seg_k;                /* [B,T], [B,S]; NULL: one document */
+    const float *slopes;                         /* [H]: slope (s - (t + q_offset)) is added to the scaled score; NULL: none */
 };
 
 int ref_attention_visible(const struct ref_attention *a, int64_t b, int64_t t, int64_t s);
