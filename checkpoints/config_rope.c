@@ -14,7 +14,7 @@ static const char *const KEYS[] = {"rope_type", "type", "rope_theta", "factor", 
                                    "beta_fast", "beta_slow", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor",
                                    "mscale", "mscale_all_dim", "truncate", "partial_rotary_factor", "finetuned"};
 
-static enum code keys_check(const json_t *settings, const char *where)
+static enum code keys_check(const struct arch *a, const json_t *settings, const char *where)
 {
     const char *key;
     json_t *v;
@@ -26,12 +26,13 @@ static enum code keys_check(const json_t *settings, const char *where)
             return fail(ERR_UNSUPPORTED, "%s: \"%.80s\" among the rotary settings is not understood", where, key);
     }
     int truncate = 1;
-    double partial = 1;
+    double D = (double)a->stack[STACK_DEC].block[0].D, partial = 0;
     TRY(json_want_bool(settings, where, "truncate", &truncate));
     TRY(json_want_f64(settings, where, "partial_rotary_factor", &partial));
     if (!truncate)
         return fail(ERR_UNSUPPORTED, "%s: \"truncate\": false among the rotary settings is not supported", where);
-    if (!(partial >= 1 && partial <= 1))
+    const json_t *given = json_object_get(settings, "partial_rotary_factor"); /* a family without that key turns whole heads */
+    if (json_is_number(given) && (!(partial > 0 && partial <= 1) || (int64_t)(D * partial) != a->rope.dims))
         return fail(ERR_UNSUPPORTED, "%s: \"partial_rotary_factor\": %g among the rotary settings is not supported", where, partial);
     return OK;
 }
@@ -81,12 +82,27 @@ static enum code longrope_read(struct arch *a, const json_t *s, const char *wher
     return factors_read(s, where, "short_factor", r->dims / 2, &r->short_factor);
 }
 
+/* The older spelling wins where both are, as in transformers. */
+static const json_t *settings_of(const json_t *config)
+{
+    const json_t *s = json_object_get(config, "rope_scaling");
+    if (!s || json_is_null(s) || (json_is_object(s) && json_object_size(s) == 0))
+        s = json_object_get(config, "rope_parameters");
+    return s;
+}
+
+enum code config_rope_partial(const json_t *config, const char *where, double *partial)
+{
+    const json_t *s = settings_of(config);
+    return json_is_object(s) ? json_want_f64(s, where, "partial_rotary_factor", partial) : OK;
+}
+
 enum code config_rope_read(struct arch *a, const json_t *config, const char *where)
 {
     struct arch_rope *r = &a->rope;
-    const json_t *s = json_object_get(config, "rope_scaling"); /* the older spelling wins where both are, as in transformers */
-    if (!s || json_is_null(s) || (json_is_object(s) && json_object_size(s) == 0))
-        s = json_object_get(config, "rope_parameters");
+    const json_t *s = settings_of(config);
+    int64_t outer = r->original_max_positions;
+    r->original_max_positions = 0;
     r->kind = ROPE_DEFAULT;
     r->theta = 10000;
     TRY(json_want_f64(config, where, "rope_theta", &r->theta));
@@ -94,7 +110,7 @@ enum code config_rope_read(struct arch *a, const json_t *config, const char *whe
         return OK;
     if (!json_is_object(s))
         return fail(ERR_INPUT, "%s: \"rope_scaling\" must be an object or null", where);
-    TRY(keys_check(s, where));
+    TRY(keys_check(a, s, where));
     TRY(json_want_f64(s, where, "rope_theta", &r->theta));
 
     const char *kind = "default";
@@ -118,7 +134,8 @@ enum code config_rope_read(struct arch *a, const json_t *config, const char *whe
     if (r->kind == ROPE_LINEAR || r->kind == ROPE_DYNAMIC)
         return OK; /* scaled against max_position_embeddings, whatever original_max_position_embeddings says */
     TRY(json_want_i64(s, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions));
-    TRY(json_want_i64(config, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions)); /* outside wins */
+    r->original_max_positions = outer ? outer : r->original_max_positions; /* outside wins */
+    TRY(json_want_i64(config, where, "original_max_position_embeddings", 1, INT32_MAX, &r->original_max_positions));
     if (r->kind != ROPE_LLAMA3)
         TRY(json_want_f64(s, where, "attention_factor", &r->attention_factor));
     switch (r->kind) {

@@ -56,14 +56,22 @@ const char *family_list(void);                          /* "llama, mistral" */
 
 /* config_keys.c: ERR_UNSUPPORTED names the first key that is neither harmless, nor common, nor the family's. */
 enum code config_keys_check(const json_t *config, const struct family *family, const char *where) MUST_USE;
-/* config_rope.c: theta and scaling from rope_parameters (transformers 5) or rope_scaling and rope_theta. rope.dims and
- * max_positions are set before. */
+/* config_rope.c: theta and scaling from rope_parameters (transformers 5) or rope_scaling and rope_theta. The blocks, rope.dims and
+ * max_positions are set before; rope.original_max_positions too where the class has a default for the outer key of that name (0: none). */
 enum code config_rope_read(struct arch *a, const json_t *config, const char *where) MUST_USE;
+/* partial_rotary_factor among those settings; absent leaves *partial. */
+enum code config_rope_partial(const json_t *config, const char *where, double *partial) MUST_USE;
 void config_rope_fresh(const struct arch_rope *r, json_t *config);
 /* config_text.c: sets a top-level member of the JSON object in *text (valid, malloc'ed) to `value` (JSON text) without touching
  * any other byte; a new member goes after `after` with its indentation. */
 enum code config_text_set(char **text, const char *key, const char *value, const char *after) MUST_USE;
 /* "bfloat16" and such; "" for a type no config names. */
 const char *config_dtype_name(enum dtype t);
+/* What torch_dtype or dtype says; DT_F32 when silent. */
+enum code config_dtype_read(const json_t *config, const char *where, enum dtype *dtype) MUST_USE;
+/* What every new config.json says besides what the family's `fresh` does: vocab_size, token ids, torch_dtype (DT_NONE: the arch's). */
+void config_common_fresh(const struct arch *a, enum dtype dtype, json_t *config);
+/* hf_config.c; see checkpoint.h. */
+enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, const char *where) MUST_USE;
 
 #endif

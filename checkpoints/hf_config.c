@@ -21,7 +21,7 @@ const struct family *family_of(const char *model_type)
 
 const char *family_list(void)
 {
-    static _Thread_local char list[256];
+    static _Thread_local char list[512];
     size_t n = 0;
     list[0] = 0;
     for (int f = 0; f < N_FAMILIES; f++)
@@ -69,7 +69,7 @@ static enum code id_read(const json_t *config, const char *where, const char *ke
     return OK;
 }
 
-static enum code dtype_read(const json_t *config, const char *where, enum dtype *dtype)
+enum code config_dtype_read(const json_t *config, const char *where, enum dtype *dtype)
 {
     const char *name = NULL;
     *dtype = DT_F32;
@@ -100,7 +100,7 @@ static enum code fields_read(struct arch *a, const json_t *config, const char *w
     TRY(id_read(config, where, "bos_token_id", &a->bos));
     TRY(id_read(config, where, "eos_token_id", &a->eos));
     TRY(id_read(config, where, "pad_token_id", &a->pad));
-    TRY(dtype_read(config, where, &a->dtype));
+    TRY(config_dtype_read(config, where, &a->dtype));
     return arch_check(a, where);
 }
 
@@ -210,6 +210,15 @@ static char *dump_shortest(const json_t *config)
     return NULL;
 }
 
+void config_common_fresh(const struct arch *a, enum dtype dtype, json_t *config)
+{
+    const struct { const char *key; int id; } ids[] = {{"bos_token_id", a->bos}, {"eos_token_id", a->eos}, {"pad_token_id", a->pad}};
+    json_object_set_new(config, "vocab_size", json_integer(a->V));
+    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
+        json_object_set_new(config, ids[i].key, ids[i].id >= 0 ? json_integer(ids[i].id) : json_null());
+    json_object_set_new(config, "torch_dtype", json_string(config_dtype_name(dtype == DT_NONE ? a->dtype : dtype)));
+}
+
 static enum code config_fresh(const struct arch *a, enum dtype dtype, char **out)
 {
     const struct family *family = a->family[0] ? family_of(a->family) : family_of("llama");
@@ -217,11 +226,7 @@ static enum code config_fresh(const struct arch *a, enum dtype dtype, char **out
         return fail(ERR_UNSUPPORTED, "model_type \"%s\" is not supported; supported are %s", a->family, family_list());
     json_t *config = json_object();
     enum code c = family->fresh(a, config);
-    json_object_set_new(config, "vocab_size", json_integer(a->V));
-    const struct { const char *key; int id; } ids[] = {{"bos_token_id", a->bos}, {"eos_token_id", a->eos}, {"pad_token_id", a->pad}};
-    for (size_t i = 0; i < sizeof ids / sizeof *ids; i++)
-        json_object_set_new(config, ids[i].key, ids[i].id >= 0 ? json_integer(ids[i].id) : json_null());
-    json_object_set_new(config, "torch_dtype", json_string(config_dtype_name(dtype == DT_NONE ? a->dtype : dtype)));
+    config_common_fresh(a, dtype, config);
     char *text = NULL, *ended = NULL;
     if (c == OK && ((text = dump_shortest(config)) == NULL || asprintf(&ended, "%s\n", text) < 0))
         c = fail(ERR_MEMORY, "config.json: out of memory");
