@@ -22,6 +22,8 @@ enum code blocks_read(struct checkpoint *ck, int i, int64_t row, int64_t rows, v
         return OK;
     if (as == DT_NONE || as == t->dtype)
         return ck->form->read(ck, i, row, rows, dst);
+    if (ck->form->read_as)
+        return ck->form->read_as(ck, i, row, rows, dst, as);
 
     int64_t step = block_rows(t, rows);
     size_t stored = (size_t)t->n[1] * dtype_bytes(t->dtype), wanted = (size_t)t->n[1] * dtype_bytes(as);

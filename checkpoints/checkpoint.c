@@ -21,23 +21,6 @@ static void strings_free(struct strings *s)
 
 /* ---- reading ------------------------------------------------------------------------------------------------------ */
 
-static int compare_names(const void *a, const void *b, void *tensors)
-{
-    const struct ckpt_tensor *t = tensors;
-    return strcmp(t[*(const int *)a].name, t[*(const int *)b].name);
-}
-
-static enum code index_names(struct checkpoint *ck)
-{
-    ck->by_name = malloc((size_t)(ck->n_tensors ? ck->n_tensors : 1) * sizeof *ck->by_name);
-    if (!ck->by_name)
-        return fail(ERR_MEMORY, "%s: out of memory", ck->path);
-    for (int i = 0; i < ck->n_tensors; i++)
-        ck->by_name[i] = i;
-    qsort_r(ck->by_name, (size_t)ck->n_tensors, sizeof *ck->by_name, compare_names, ck->tensors);
-    return OK;
-}
-
 enum code ckpt_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
 {
     static const struct ckpt_options defaults;
@@ -50,7 +33,7 @@ enum code ckpt_open(struct checkpoint **ck, const char *path, const struct ckpt_
         if (!FORMS[f]->probe(path))
             continue;
         enum code c = FORMS[f]->open(ck, path, options ? options : &defaults);
-        if (c == OK && (c = index_names(*ck)) != OK)
+        if (c == OK && (c = form_index(*ck)) != OK)
             ckpt_close(*ck);
         if (c != OK)
             *ck = NULL;

@@ -87,6 +87,23 @@ int form_tensor_index(const struct ckpt_tensor *tensors, int n, const char *cano
     return -1;
 }
 
+static int compare_names(const void *a, const void *b, void *tensors)
+{
+    const struct ckpt_tensor *t = tensors;
+    return strcmp(t[*(const int *)a].name, t[*(const int *)b].name);
+}
+
+enum code form_index(struct checkpoint *ck)
+{
+    ck->by_name = malloc((size_t)(ck->n_tensors ? ck->n_tensors : 1) * sizeof *ck->by_name);
+    if (!ck->by_name)
+        return fail(ERR_MEMORY, "%s: out of memory", ck->path);
+    for (int i = 0; i < ck->n_tensors; i++)
+        ck->by_name[i] = i;
+    qsort_r(ck->by_name, (size_t)ck->n_tensors, sizeof *ck->by_name, compare_names, ck->tensors);
+    return OK;
+}
+
 enum code form_add_fileref(struct checkpoint *ck, const char *name)
 {
     const char **files = realloc(ck->files, (size_t)(ck->n_files + 1) * sizeof *files);

@@ -58,6 +58,8 @@ struct ckpt_form {
     /* Rows [row, row+rows) of tensor i, canonical layout, stored dtype, into dst (rows * n[1] * dtype bytes; already range
      * checked). Must be safe from several threads at once. */
     enum code (*read)(struct checkpoint *ck, int i, int64_t row, int64_t rows, void *dst);
+    /* Of forms that compute what they read (rewrite_read.c): the same straight into another element type. NULL: by conversion. */
+    enum code (*read_as)(struct checkpoint *ck, int i, int64_t row, int64_t rows, void *dst, enum dtype as);
     void (*close)(struct checkpoint *ck); /* frees the form's own members only; may be NULL */
 
     /* NULL members: this form cannot be written. */
@@ -84,6 +86,8 @@ enum code form_checkpoint_new(struct checkpoint **ck, size_t bytes, const struct
 enum code form_tensors(struct checkpoint *ck) MUST_USE;
 /* Sets dtype, source, file and bytes of one tensor; the strings are copied into ck. */
 enum code form_tensor_set(struct checkpoint *ck, int i, enum dtype dtype, const char *source, const char *file) MUST_USE;
+/* ck->by_name, when the tensors are in their final order. */
+enum code form_index(struct checkpoint *ck) MUST_USE;
 int form_tensor_index(const struct ckpt_tensor *tensors, int n, const char *canonical); /* linear; -1 if absent */
 enum code form_add_fileref(struct checkpoint *ck, const char *name) MUST_USE;
 /* Takes a copy. A companion of the same name is replaced. */
