@@ -40,7 +40,7 @@ struct attention_mask {
     int64_t window_left;  /* < 0: no limit; else s >= t + q_offset - window_left */
     int64_t window_right; /* < 0: no limit (only meaningful when not causal) */
     struct view seg_q, seg_k; /* i32 [B,T], [B,S] document ids, non-decreasing along T; p NULL: one document */
-    /* Reserved for the Longformer, ALiBi and T5 masks; a backend refuses what it does not do. */
+    /* Beyond ALiBi, reserved for the Longformer and T5 masks; a backend refuses what it does not do. */
     const int32_t *dilation;         /* [H], NULL */
     struct view global_index;        /* i32 list, p NULL */
     struct view alibi_slopes;        /* f32 [H], p NULL: slope[h] * (s - (t + q_offset)) is added to the scaled score (Press et al. 2022) */
@@ -83,7 +83,7 @@ typedef enum code cache_write_fn(struct device *dev, const struct kv_layer *cach
 typedef enum code rope_cache_write_fn(struct device *dev, const struct kv_layer *cache, struct view q, struct view k, struct view v, struct view lens,
                                       struct view cos_table, struct view sin_table, struct view pos);
 /* O f32 [B,Tq,H,D]; q f32 [B,Tq,H,D], Tq <= 8: query j of sequence b is at position lens[b]+j and sees positions <= its own
- * (after cache_write), window applied. A group's query heads share one pass over K and V (Flash-Decoding on a CPU: the
+ * (after cache_write), window and ALiBi applied. A group's query heads share one pass over K and V (Flash-Decoding on a CPU: the
  * cache is also split over positions when B*G is smaller than the team). splits 0: chosen by the backend. */
 typedef enum code attention_decode_fn(struct device *dev, struct view o, struct view q, const struct kv_layer *cache, struct view lens,
                                       const struct attention_args *args, int splits, void *scratch);

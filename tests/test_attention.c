@@ -35,12 +35,14 @@ static double objective(const struct ref_attention *a, const double *dout, const
 static void test_oracle_gradients_are_finite_differences(void **state)
 {
     (void)state;
+    static const float slopes[4] = {0.5f, -0.25f, 1.5f, 0};
     static const int32_t seg_q[2 * 5] = {0, 0, 1, 1, 3, 2, 2, 2, 4, 4}, seg_k[2 * 6] = {0, 0, 1, 1, 2, 2, 2, 2, 2, 3, 4, 4};
     const struct ref_attention kinds[] = {
         {.B = 2, .T = 5, .S = 6, .H = 4, .G = 2, .D = 3, .scale = 0.7, .causal = 1, .q_offset = 1, .window_left = -1, .window_right = -1},
         {.B = 2, .T = 5, .S = 6, .H = 4, .G = 1, .D = 3, .scale = 0.7, .window_left = 1, .window_right = 2},
         {.B = 2, .T = 5, .S = 6, .H = 4, .G = 4, .D = 3, .scale = 0.7, .window_left = -1, .window_right = -1, .seg_q = seg_q, .seg_k = seg_k},
         {.B = 2, .T = 5, .S = 6, .H = 4, .G = 2, .D = 3, .scale = 0.7, .causal = 1, .q_offset = -1, .window_left = 2, .window_right = -1},
+        {.B = 2, .T = 5, .S = 6, .H = 4, .G = 2, .D = 3, .scale = 0.7, .causal = 1, .q_offset = 1, .window_left = 3, .window_right = -1, .slopes = slopes},
     };
     for (size_t c = 0; c < COUNT_OF(kinds); c++) {
         struct attention_case p;

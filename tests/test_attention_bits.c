@@ -216,8 +216,6 @@ static void test_refusals(void **state)
     REFUSED("dilated windows");
     args.mask.global_index = view_1d(ids, DT_I32, 2);
     REFUSED("global tokens");
-    args.mask.alibi_slopes = view_1d(floats, DT_F32, 6);
-    REFUSED("ALiBi");
     args.mask.rel_bias = view_2d(floats, DT_F32, 8, 6);
     REFUSED("relative position bias");
     args.mask.blocks = (const struct block_sparse *)(const void *)floats;

@@ -4,7 +4,11 @@
 #include "ops.h"
 #include "reference/attention.h"
 
-struct shape { int64_t B, Tq, H, G, D, S, window; int splits; enum dtype dtype; };
+struct shape { int64_t B, Tq, H, G, D, S, window; int splits; enum dtype dtype; const float *slopes; };
+
+/* No two heads alike. */
+static const float slopes24[24] = {0.5f, 0.03125f, 0.70710678f, 0, 0.125f, 0.0078125f, 0.35f, 0.021f, 0.9f, 0.01f, 0.11f, 0.005f,
+                                   0.6f, 0.04f,    0.8f,        1, 0.15f,  0.009f,     0.4f,  0.03f,  0.7f, 0.02f, 0.2f,  0.004f};
 
 static float rounded(float x, enum dtype t) { return t == DT_BF16 ? f32_from_bf16(bf16_from_f32(x)) : x; }
 
@@ -43,6 +47,8 @@ static void one_decode(struct device *dev, struct shape a)
     assert_ok(cpu_cache_write(dev, &cache, nk, nv, lv));
     struct attention_args args = {.mask = attention_mask_causal(), .scale = 0.3f};
     args.mask.window_left = a.window;
+    if (a.slopes != NULL)
+        args.mask.alibi_slopes = view_1d((void *)(uintptr_t)a.slopes, DT_F32, H);
     size_t scratch_bytes = cpu_attention_decode_scratch(dev, B, Tq, H, D, a.S);
     char *scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64 + 64);
     memset(scratch, 0xff, scratch_bytes);
@@ -65,11 +71,11 @@ static void one_decode(struct device *dev, struct shape a)
                 v64[t * G * D + i] = (double)rounded(v[(b * a.S + t) * row_k + i], a.dtype);
             }
         struct ref_attention ref = {.B = 1, .T = Tq, .S = S, .H = H, .G = G, .D = D, .scale = (double)args.scale, .causal = 1, .q_offset = lens[b],
-                                    .window_left = a.window, .window_right = -1};
+                                    .window_left = a.window, .window_right = -1, .slopes = a.slopes};
         ref_attention_fwd(&ref, o64, lse, q64, k64, v64);
         char name[160];
-        snprintf(name, sizeof name, "%s B %d Tq %d H %d G %d D %d len %d window %d splits %d %s", dev->loops->name, (int)B, (int)Tq, (int)H, (int)G,
-                 (int)D, (int)lens[b], (int)a.window, a.splits, dtype_name(a.dtype));
+        snprintf(name, sizeof name, "%s B %d Tq %d H %d G %d D %d len %d window %d splits %d %s%s", dev->loops->name, (int)B, (int)Tq, (int)H, (int)G,
+                 (int)D, (int)lens[b], (int)a.window, a.splits, dtype_name(a.dtype), a.slopes ? " alibi" : "");
         assert_true(compare_f32(name, got, o64, Tq * H * D, 1e-5, 5e-6));
         for (int64_t t = 0; t < Tq; t++)
             for (int64_t i = H * D; i < row_q; i++)
@@ -79,9 +85,8 @@ static void one_decode(struct device *dev, struct shape a)
     free(cache.p), free(q), free(k), free(v), free(o), free(k2), free(v2), free(scratch);
 }
 
-static void test_decode(void **state)
+static void decode_shapes(int alibi)
 {
-    (void)state;
     static const int64_t widths[] = {8, 16, 20, 64, 80, 128, 7}, groups[][2] = {{6, 1}, {6, 3}, {6, 6}, {24, 1}}, queries[] = {1, 3, 8};
     static const int64_t batches[] = {1, 3};
     FOR_EACH_ISA(isa) {
@@ -94,7 +99,50 @@ static void test_decode(void **state)
                         one_decode(dev, (struct shape){.B = batches[b], .Tq = queries[t], .H = groups[g][0], .G = groups[g][1], .D = widths[d],
                                                        .S = i % 5 == 4 ? 300 : i % 3 == 0 ? 64 : 77, .window = i % 4 == 3 ? 20 : -1,
                                                        .splits = i % 7 == 6 ? 3 : i % 11 == 10 ? 1000 : 0,
-                                                       .dtype = i % 2 ? DT_BF16 : DT_F32});
+                                                       .dtype = i % 2 ? DT_BF16 : DT_F32, .slopes = alibi ? slopes24 : NULL});
+        cpu_device_close(dev);
+    }
+}
+
+static void test_decode(void **state)
+{
+    (void)state;
+    decode_shapes(0);
+}
+
+static void test_decode_alibi(void **state)
+{
+    (void)state;
+    decode_shapes(1);
+}
+
+/* A slope of 0 adds nothing, to the bit. */
+static void test_decode_slope_0_is_none(void **state)
+{
+    (void)state;
+    static const float zeros[6] = {0, -0.0f, 0, 0, 0, 0};
+    const int64_t B = 2, Tq = 3, H = 6, G = 3, D = 20, S = 150;
+    FOR_EACH_ISA(isa) {
+        struct device *dev = ops_device((enum isa)isa, 2);
+        struct kv_layer cache = {.dtype = DT_F32, .B = B, .G = G, .S = S, .D = D};
+        size_t bytes = cpu_cache_bytes(dev, B, G, S, D, DT_F32), scratch_bytes = cpu_attention_decode_scratch(dev, B, Tq, H, D, S);
+        cache.p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+        fill_random(cache.p, (int64_t)(bytes / 4), 1);
+        float *q = calloc((size_t)(B * Tq * H * D), 4), *o[2];
+        fill_random(q, B * Tq * H * D, 2);
+        int32_t lens[2] = {131, 63};
+        char *scratch = aligned_alloc(64, (scratch_bytes + 63) / 64 * 64);
+        for (int i = 0; i < 2; i++) {
+            struct attention_args args = {.mask = attention_mask_causal(), .scale = 0.3f};
+            if (i)
+                args.mask.alibi_slopes = view_1d((void *)(uintptr_t)zeros, DT_F32, H);
+            o[i] = calloc((size_t)(B * Tq * H * D), 4);
+            fill_nan(o[i], B * Tq * H * D);
+            assert_ok(cpu_attention_decode(dev, view_4d(o[i], DT_F32, B, Tq, H, D), view_4d(q, DT_F32, B, Tq, H, D), &cache,
+                                           view_1d(lens, DT_I32, B), &args, 2, scratch));
+        }
+        assert_memory_equal(o[0], o[1], (size_t)(B * Tq * H * D) * 4);
+        free(cache.p), free(q), free(o[0]), free(o[1]), free(scratch);
         cpu_device_close(dev);
     }
 }
@@ -127,6 +175,9 @@ static void test_decode_refuses(void **state)
     args.dropout.rate = 0.1f;
     assert_refused(cpu_attention_decode(dev, vo, vq, &cache, lv, &args, 0, scratch), ERR_UNSUPPORTED, "dropout");
     args.dropout.rate = 0;
+    args.mask.alibi_slopes = view_1d(q, DT_F32, 3);
+    assert_refused(cpu_attention_decode(dev, vo, vq, &cache, lv, &args, 0, scratch), ERR_UNSUPPORTED, "ALiBi slopes");
+    args.mask.alibi_slopes = view_none();
     args.mask.causal = 0;
     assert_refused(cpu_attention_decode(dev, vo, vq, &cache, lv, &args, 0, scratch), ERR_UNSUPPORTED, "causally");
     cache.dtype = DT_F16;
@@ -140,6 +191,7 @@ static void test_decode_refuses(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_decode_refuses)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_decode_alibi), cmocka_unit_test(test_decode_slope_0_is_none),
+                                       cmocka_unit_test(test_decode_refuses)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

@@ -1,6 +1,6 @@
 /* Attention on the CPU: checks, refusals, the table of visible keys, and the choice of instruction set. No arithmetic.
- * Masks done here: causal, q_offset, window_left/right, segment ids. Dropout, dilation, global tokens, ALiBi, relative
- * bias and block-sparse layouts are refused. */
+ * Masks done here: causal, q_offset, window_left/right, segment ids; ALiBi is left to the implementations. Dropout, dilation, global
+ * tokens, relative bias and block-sparse layouts are refused. */
 #include "attention.h"
 #include "cpu.h"
 
@@ -43,7 +43,6 @@ static enum code check_features(const char *op, const struct attention_args *arg
     const struct attention_mask *m = &args->mask;
     const char *missing = m->dilation != NULL         ? "dilated windows"
                           : m->global_index.p != NULL ? "global tokens"
-                          : m->alibi_slopes.p != NULL ? "ALiBi"
                           : m->rel_bias.p != NULL     ? "relative position bias"
                           : m->blocks != NULL         ? "block-sparse layouts"
                           : args->dropout.rate != 0   ? "attention dropout"
@@ -77,7 +76,7 @@ static enum code problem_check(struct attention_problem *p, const char *op, stru
     if (q.nd != 4 || k.nd != 4)
         return fail(ERR_UNSUPPORTED, "%s: q has %d axes and k %d; both must be [batch, position, head, width]", op, q.nd, k.nd);
     *p = (struct attention_problem){.B = q.n[0], .T = q.n[1], .S = k.n[1], .H = q.n[2], .G = k.n[2], .D = q.n[3], .scale = args->scale,
-                                    .threads = dev->threads, .o = o, .lse = lse, .q = q, .k = k, .v = v};
+                                    .slopes = args->mask.alibi_slopes.p, .q_offset = args->mask.q_offset, .threads = dev->threads, .o = o, .lse = lse, .q = q, .k = k, .v = v};
     if (p->G < 1 || p->H < 1 || p->H % p->G != 0)
         return fail(ERR_UNSUPPORTED, "%s: %lld query heads cannot be shared evenly by %lld key/value heads", op, (long long)p->H, (long long)p->G);
     if (p->D < 1 || p->D > D_MAX)
@@ -92,6 +91,8 @@ static enum code problem_check(struct attention_problem *p, const char *op, stru
     TRY(check_view(op, "o", o, 4, rows));
     TRY(check_view(op, "lse", lse, 3, stats));
     TRY(check_features(op, args));
+    if (p->slopes != NULL)
+        TRY(check_view(op, "ALiBi slopes", args->mask.alibi_slopes, 1, &p->H));
     if (args->mask.seg_q.p != NULL) {
         TRY(check_segments(op, "segment ids of the queries", args->mask.seg_q, p->B, p->T));
         TRY(check_segments(op, "segment ids of the keys", args->mask.seg_k, p->B, p->S));

@@ -12,6 +12,8 @@
 struct attention_problem {
     int64_t B, T, S, H, G, D, R;
     float scale;
+    const float *slopes; /* [H]: slopes[h] * (s - (t + q_offset)) is added to the scaled score; NULL: none */
+    int64_t q_offset;    /* only for that: the table below has it already */
     int threads;
     struct view o, lse, q, k, v;    /* checked: f32, last stride 1; the backward only reads o and lse */
     struct view dq, dk, dv, dout;   /* backward only */

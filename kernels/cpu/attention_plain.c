@@ -1,8 +1,8 @@
 /* Attention in portable C: the specification that the vector files are read against.
  *
  * Forward (Dao 2023, FlashAttention-2, algorithm 1), for one query row against tiles of keys:
- *   s_j = scale q.k_j;  m' = max(m, max_j s_j);  l' = l e^(m-m') + sum_j e^(s_j-m');  o' = o e^(m-m') + sum_j e^(s_j-m') v_j
- *   at the end  O = o / l,  lse = m + ln l.
+ *   s_j = scale q.k_j + slope (j - t');  m' = max(m, max_j s_j);  l' = l e^(m-m') + sum_j e^(s_j-m');  o' = o e^(m-m') + sum_j e^(s_j-m') v_j
+ *   at the end  O = o / l,  lse = m + ln l; t' = t + q_offset, slope 0 without ALiBi (Press et al. 2022).
  * Backward (ibid., algorithm 2), the scores recomputed from lse:
  *   p_ij = e^(s_ij - lse_i);  dv_j = sum_i p_ij do_i;  ds_ij = p_ij (do_i.v_j - delta_i),  delta_i = do_i.o_i
  *   dq_i = scale sum_j ds_ij k_j;  dk_j = scale sum_i ds_ij q_i
@@ -31,9 +31,15 @@ static void add_scaled(float *restrict y, float a, const float *restrict x, int6
         y[i] += a * x[i];
 }
 
+/* The score of query (b,t) of head h and key s, before softmax. */
+static float score(const struct attention_problem *p, int64_t b, int64_t t, int64_t h, int64_t s)
+{
+    float product = p->scale * dot(attention_row(p->q, b, t, h), attention_row(p->k, b, s, h / p->R), p->D);
+    return p->slopes != NULL ? product + p->slopes[h] * (float)(s - t - p->q_offset) : product;
+}
+
 static void fwd_row(const struct attention_problem *p, int64_t b, int64_t t, int64_t h)
 {
-    const float *q = attention_row(p->q, b, t, h);
     float acc[D_MAX] = {0}, s[TILE];
     float m = -INFINITY, l = 0;
     int64_t lo = p->key_lo[b * p->T + t], hi = p->key_hi[b * p->T + t], g = h / p->R;
@@ -42,7 +48,7 @@ static void fwd_row(const struct attention_problem *p, int64_t b, int64_t t, int
         int64_t n = attention_min(TILE, hi - s0);
         float m_new = m;
         for (int64_t j = 0; j < n; j++) {
-            s[j] = p->scale * dot(q, attention_row(p->k, b, s0 + j, g), p->D);
+            s[j] = score(p, b, t, h, s0 + j);
             m_new = fmaxf(m_new, s[j]);
         }
         if (m_new > m) {
@@ -86,7 +92,7 @@ static void bwd_row(const struct attention_problem *p, int64_t b, int64_t t, int
     float delta = dot(dout, attention_row(p->o, b, t, h), p->D);
     for (int64_t s = lo; s < hi; s++) {
         const float *k = attention_row(p->k, b, s, g);
-        float prob = expf(p->scale * dot(q, k, p->D) - lse);
+        float prob = expf(score(p, b, t, h, s) - lse);
         float ds = p->scale * prob * (dot(dout, attention_row(p->v, b, s, g), p->D) - delta);
         add_scaled(dv[s - s0], prob, dout, p->D);
         add_scaled(dk[s - s0], ds, q, p->D);

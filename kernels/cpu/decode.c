@@ -117,6 +117,7 @@ struct problem {
     const struct kv_layer *cache;
     const int32_t *lens;
     float scale;
+    const float *slopes; /* [H] or NULL */
     int64_t window_left, Tq, H, R, splits;
     char *scratch;
 };
@@ -168,8 +169,9 @@ static void run_item(const struct device *dev, const struct problem *p, int64_t 
     }
     memset(out.o, 0, (size_t)(rows * Dv) * sizeof(float));
     const struct decode_job job = {.tiles = tiles_of(cache, b, g), .bf16 = cache->dtype == DT_BF16, .D = D, .Dk = k_width(cache->dtype, D), .Dv = Dv,
-                                   .rows = rows, .R = p->R, .len = len, .window_left = p->window_left, .q = q, .o = out.o, .max = out.max,
-                                   .sum = out.sum, .scores = scores};
+                                   .rows = rows, .R = p->R, .len = len, .window_left = p->window_left,
+                                   .slopes = p->slopes ? p->slopes + g * p->R : NULL, .q = q, .o = out.o, .max = out.max, .sum = out.sum,
+                                   .scores = scores};
     int64_t first = p->window_left >= 0 && len > p->window_left ? (len - p->window_left) / DECODE_TILE : 0, last = tile_count(len + p->Tq);
     dev->loops->decode(&job, first + (last - first) * split / p->splits, first + (last - first) * (split + 1) / p->splits);
 }
@@ -216,12 +218,14 @@ enum code cpu_attention_decode(struct device *dev, struct view o, struct view q,
     TRY(check_rows(op, "q", q, cache->B, Tq, H, cache->D));
     TRY(check_rows(op, "o", o, cache->B, Tq, H, cache->D));
     TRY(check_cache(op, cache, lens, Tq));
-    if (!m->causal || m->dilation != NULL || m->global_index.p != NULL || m->alibi_slopes.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL ||
+    TRY(cpu_check(op, "ALiBi slopes", m->alibi_slopes, DT_F32, 1, H, -1, 1));
+    if (!m->causal || m->dilation != NULL || m->global_index.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL ||
         m->seg_q.p != NULL || args->dropout.rate != 0)
-        return fail(ERR_UNSUPPORTED, "%s: the CPU backend decodes causally with an optional window; other masks, biases and dropout are not done", op);
+        return fail(ERR_UNSUPPORTED, "%s: the CPU backend decodes causally with an optional window and ALiBi; other masks, biases and dropout are not done",
+                    op);
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
-    struct problem p = {.o = o, .q = q, .cache = cache, .lens = lens.p, .scale = args->scale, .window_left = m->window_left, .Tq = Tq, .H = H,
-                        .R = H / G, .scratch = scratch};
+    struct problem p = {.o = o, .q = q, .cache = cache, .lens = lens.p, .scale = args->scale, .slopes = m->alibi_slopes.p,
+                        .window_left = m->window_left, .Tq = Tq, .H = H, .R = H / G, .scratch = scratch};
     const int64_t pairs = cache->B * G, splits_max = dev->threads > SPLITS_MAX ? dev->threads : SPLITS_MAX;
     p.splits = splits > 0 ? splits : choose_splits(pairs, dev->threads);
     p.splits = p.splits > splits_max ? splits_max : p.splits;

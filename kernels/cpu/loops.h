@@ -68,6 +68,7 @@ struct decode_job {
     int64_t D, Dk, Dv;
     int64_t rows;            /* query rows r = j * R + h */
     int64_t R, len, window_left; /* row r sees positions (max(0, len + r/R - window_left)) .. len + r/R */
+    const float *slopes;     /* ALiBi of the R heads: slopes[r % R] * (s - (len + r/R)) is added to the score; NULL: none */
     const float *q;          /* [rows][DECODE_Q_STRIDE], times the softmax scale, zero from D to Dk */
     float *o;                /* [rows][Dv]: sum of p V, not yet divided */
     float *max, *sum;        /* [rows] */
