@@ -272,7 +272,7 @@ static void generate_stops(void **state)
 static void lengths_of_dynamic_positions(void **state)
 {
     (void)state;
-    static const char *const models[] = {"tests/golden/hf/rope-longrope", "tests/golden/hf/rope-dynamic"};
+    static const char *const models[] = {"tests/golden/hf/llama-rope-longrope", "tests/golden/hf/llama-rope-dynamic"};
     static const char longer[] = "{\"ids\": [1, 21, 7, 7, 30, 11, 19, 4, 33, 2, 40, 41, 8, 9, 13, 17, 25, 6, 12, 14, 3, 22, 10, 35, 36, 5]}\n", shorter[] = "{\"ids\": [1, 21, 7, 30]}\n";
     char both[512], *alone = temp_path("short.jsonl"), *beside = temp_path("both.jsonl");
     snprintf(both, sizeof both, "%s%s", longer, shorter);
