@@ -18,7 +18,7 @@ static const char *const HARMLESS[] = {
     "output_hidden_states", "name_or_path", "license", "neuron", "max_sequence_length", "model_max_length", "tokenizer_model_max_length",
     "tokenizer_padding_side", "pretraining_tp", "low_cpu_mem_usage", "chunk_size_feed_forward",
     /* how it was or is to be trained */
-    "initializer_range", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "gradient_checkpointing",
+    "initializer_range", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "residual_dropout", "embedding_dropout", "gradient_checkpointing",
     "router_aux_loss_coef", "z_loss", "max_grad_norm", "tokens_seen",
     /* classification and other heads that a language model does not have */
     "id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params", "classifier_dropout",
@@ -36,6 +36,8 @@ static const struct neutral NEUTRAL[] = {
     {"add_cross_attention", 'f'}, {"is_encoder_decoder", 'f'},     {"tie_encoder_decoder", 'f'}, {"rope_interleaved", 'f'},
     {"use_sliding_window", 'f'},  {"use_qk_norm", 'f'},            {"qk_layernorm", 'f'},        {"use_parallel_residual", 'f'},
     {"pruned_heads", 'e'},        {"quantization_config", 'e'},    {"partial_rotary_factor", '1'}, {"residual_multiplier", '1'},
+    {"attention_bias", 'f'},      {"mlp_bias", 'f'},               {"lm_head_bias", 'f'},        {"use_mrope", 'f'},
+    {"use_bidirectional_attention", 'f'}, {"full_attn_mod", '1'},  {"interpolate_factor", '1'},
     {"embedding_multiplier", '1'}, {"logits_scaling", '1'},        {"final_logit_softcapping", '0'}, {"attn_logit_softcapping", '0'},
 };
 

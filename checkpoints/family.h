@@ -5,7 +5,9 @@
 
 #include "arch.h"
 
-#define FAMILIES(X) X(family_llama)
+#define FAMILIES(X)                                                                                                              \
+    X(family_llama) X(family_qwen2) X(family_qwen3) X(family_olmo) X(family_olmo2) X(family_gemma) X(family_phi) X(family_phi3)   \
+    X(family_stablelm) X(family_starcoder2)
 
 /* Where a canonical tensor lies: row r is row first + (r / inner) * stride + r % inner of the file's tensor `name`, whose
  * shape is n. An unfused tensor has first 0, inner = stride = its rows. Fused q|k|v rows: first picks the part; [H, 3, h]

@@ -108,6 +108,26 @@ enum code family_windows_read(struct arch *a, const json_t *config, const char *
     return OK;
 }
 
+enum code family_windows_switched_read(struct arch *a, const json_t *config, const char *where)
+{
+    int on = 0;
+    int64_t window = 0, first = 28;
+    TRY(json_want_bool(config, where, "use_sliding_window", &on));
+    if (!json_object_get(config, "sliding_window"))
+        window = 4096;
+    TRY(json_want_i64(config, where, "sliding_window", 1, INT32_MAX, &window));
+    TRY(json_want_i64(config, where, "max_window_layers", 0, INT32_MAX, &first));
+    return family_windows_read(a, config, where, on ? window : 0, first);
+}
+
+enum code family_clip_read(struct arch *a, const json_t *config, const char *where)
+{
+    TRY(json_want_f64(config, where, "clip_qkv", &a->clip_qkv));
+    if (json_is_number(json_object_get(config, "clip_qkv")) && !(a->clip_qkv > 0))
+        return fail(ERR_INPUT, "%s: \"clip_qkv\" must be a positive number or null, found %g", where, a->clip_qkv);
+    return OK;
+}
+
 enum code family_word_only(const json_t *config, const char *where, const char *key, const char *only)
 {
     const char *word = only;
@@ -232,4 +252,14 @@ int family_windows_fresh(const struct arch *a, json_t *config)
         json_object_set(config, "layer_types", types);
     json_decref(types);
     return window > 0;
+}
+
+void family_windows_switched_fresh(const struct arch *a, json_t *config)
+{
+    const struct arch_stack *s = &a->stack[STACK_DEC];
+    int64_t first = 0;
+    while (first < s->L && !s->block[first].window)
+        first++;
+    json_object_set_new(config, "use_sliding_window", json_boolean(family_windows_fresh(a, config)));
+    json_object_set_new(config, "max_window_layers", json_integer(first));
 }

@@ -21,7 +21,10 @@ struct family_dims {
     .G = "num_key_value_heads", .D = "head_dim"
 #define FAMILY_KEYS_DIMS \
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings", "num_key_value_heads", "head_dim"
+#define FAMILY_KEYS_SWITCHED_WINDOWS "use_sliding_window", "sliding_window", "max_window_layers", "layer_types"
 #define FAMILY_KEYS_ROPE "rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"
+
+enum { FAMILY_BIAS_ATTENTION = BIAS_Q | BIAS_K | BIAS_V | BIAS_O, FAMILY_BIAS_MLP = BIAS_MLP_IN | BIAS_MLP_OUT };
 
 /* arch_init, the family's name, every dimension, attn_scale D^-0.5 and rope.dims D (whatever pos will be). */
 enum code family_dims_read(struct arch *a, const json_t *config, const char *where, const struct family_dims *dims) MUST_USE;
@@ -30,6 +33,10 @@ enum code family_act_read(struct arch *a, const json_t *config, const char *wher
 const char *family_act_name(enum mlp_kind kind); /* "silu", "gelu_pytorch_tanh", "gelu", "relu" */
 /* `window` in layers `first` and up, unless layer_types (transformers 5) says which. 0: no window. */
 enum code family_windows_read(struct arch *a, const json_t *config, const char *where, int64_t window, int64_t first) MUST_USE;
+/* The same where use_sliding_window turns it on, sliding_window (4096) says how wide, and max_window_layers (28) where it begins. */
+enum code family_windows_switched_read(struct arch *a, const json_t *config, const char *where) MUST_USE;
+/* clip_qkv: positive, or null for none. */
+enum code family_clip_read(struct arch *a, const json_t *config, const char *where) MUST_USE;
 /* A string key that has one meaning here: absent, null and `only` pass, all else is ERR_UNSUPPORTED. */
 enum code family_word_only(const json_t *config, const char *where, const char *key, const char *only) MUST_USE;
 /* rope.dims = (int)(D * partial_rotary_factor), which stands in the rotary settings, or outside, or is `fallback`; POS_ROPE; theta
@@ -56,6 +63,7 @@ void family_fresh_begin(const struct arch *a, json_t *config, const char *class_
 void family_rope_fresh(const struct arch *a, json_t *config);
 /* sliding_window, null without any, and layer_types where some layers have it and some not. Returns 1 with windows. */
 int family_windows_fresh(const struct arch *a, json_t *config);
+void family_windows_switched_fresh(const struct arch *a, json_t *config);
 /* The end of every `fresh`: reads the config and compares with the arch, member for member. ERR_UNSUPPORTED names the first that
  * the config does not say: what a family can hold is exactly what it reads back. */
 enum code family_fresh_end(const struct arch *a, const json_t *config) MUST_USE;

@@ -13,8 +13,6 @@ static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_a
 static const struct family_dims LLAMA = {FAMILY_DIMS_USUAL, .P_absent = 2048};
 static const struct family_dims MISTRAL = {FAMILY_DIMS_USUAL, .P_absent = 131072, .G_absent = 8};
 
-enum { BIAS_ATTENTION = BIAS_Q | BIAS_K | BIAS_V | BIAS_O, BIAS_MLP = BIAS_MLP_IN | BIAS_MLP_OUT };
-
 static enum code llama_read(struct arch *a, const json_t *config, const char *where)
 {
     const char *type;
@@ -32,7 +30,7 @@ static enum code llama_read(struct arch *a, const json_t *config, const char *wh
     TRY(json_want_bool(config, where, "mlp_bias", &mlp_bias));
     if (mistral && (attention_bias || mlp_bias))
         return fail(ERR_UNSUPPORTED, "%s: mistral has no biases, but \"%s\" is true", where, attention_bias ? "attention_bias" : "mlp_bias");
-    a->bias = (attention_bias ? (unsigned)BIAS_ATTENTION : 0) | (mlp_bias ? (unsigned)BIAS_MLP : 0);
+    a->bias = (attention_bias ? (unsigned)FAMILY_BIAS_ATTENTION : 0) | (mlp_bias ? (unsigned)FAMILY_BIAS_MLP : 0);
 
     if (mistral && !json_object_get(config, "sliding_window"))
         window = 4096;
