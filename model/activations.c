@@ -3,24 +3,31 @@
  * backward reads anyway. With `recompute` a layer keeps x alone, without training not even that. */
 #include "parts.h"
 
-struct widths { int64_t qkv, o, heads, in; }; /* of one layer, or the largest of any */
+struct widths { int64_t raw, qkv, o, heads, groups, in; }; /* of one layer, or the largest of any */
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
-static struct widths widths_of(const struct arch *a, const struct arch_block *b)
+/* What training keeps of a changed projection: the projection, and what stands for it (without v when v is not changed). */
+static int keeps_raw(const struct model *m) { return m->options.train && changes_qkv(&m->arch); }
+
+static struct widths widths_of(const struct model *m, const struct arch_block *b)
 {
-    struct widths w = {qkv_width(b), b->H * b->D, b->H, in_width(a, b)};
+    int64_t changed = keeps_raw(m) && !(m->arch.clip_qkv > 0.0) ? (b->H + b->G) * b->D : qkv_width(b);
+    struct widths w = {keeps_raw(m) ? qkv_width(b) : 0, changed, b->H * b->D, b->H, b->G, in_width(&m->arch, b)};
     return w;
 }
 
 static size_t largest(size_t a, size_t b) { return a > b ? a : b; }
 
-/* Of u: both halves when training, else the MLP's hidden alone. Also takes the input of the final norm, [N,C]. */
+/* Of u: both halves when training, else the MLP's hidden alone. Also takes the input of the final norm, [N,C], with the projected hidden
+ * state [N,E] and its gradient behind it, and the rows of an embedding of another width. */
 static size_t u_bytes(const struct model *m)
 {
     const struct block_env *e = &m->env;
     int64_t N = m->rows;
     size_t bytes = act_bytes(e, N * m->arch.C);
+    if (m->arch.embed_proj)
+        bytes = act_padded(e, N * m->arch.C) + 2 * act_padded(e, N * m->arch.embed_proj);
     for (int64_t l = 0; l < m->arch.stack[STACK_DEC].L; l++) {
         const struct arch_block *b = &m->arch.stack[STACK_DEC].block[l];
         bytes = largest(bytes, act_bytes(e, N * b->F));
@@ -32,17 +39,19 @@ static size_t u_bytes(const struct model *m)
     return bytes;
 }
 
-static struct widths widths_max(const struct arch *a)
+static struct widths widths_max(const struct model *m)
 {
-    struct widths m = {0, 0, 0, 0};
-    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
-        struct widths w = widths_of(a, &a->stack[STACK_DEC].block[l]);
-        m.qkv = larger(m.qkv, w.qkv);
-        m.o = larger(m.o, w.o);
-        m.heads = larger(m.heads, w.heads);
-        m.in = larger(m.in, w.in);
+    struct widths most = {0, 0, 0, 0, 0, 0};
+    for (int64_t l = 0; l < m->arch.stack[STACK_DEC].L; l++) {
+        struct widths w = widths_of(m, &m->arch.stack[STACK_DEC].block[l]);
+        most.raw = larger(most.raw, w.raw);
+        most.qkv = larger(most.qkv, w.qkv);
+        most.o = larger(most.o, w.o);
+        most.heads = larger(most.heads, w.heads);
+        most.groups = larger(most.groups, w.groups);
+        most.in = larger(most.in, w.in);
     }
-    return m;
+    return most;
 }
 
 static float *carve_f32(struct arena *a, int64_t n)
@@ -55,30 +64,49 @@ static void *carve_act(const struct model *m, struct arena *a, int64_t n)
     return arena_carve(a, act_bytes(&m->env, n));
 }
 
+/* Statistics of the norms of queries and keys. */
+static void qk_norm_carve(struct model *m, struct block_keep *k, const struct widths *w)
+{
+    struct arena *a = &m->activations;
+    int64_t N = m->rows;
+    int full = m->arch.qk_norm == QK_NORM_FULL, mean = norm_has_mean(m->arch.norm);
+    if (m->arch.qk_norm == QK_NORM_NONE || !m->options.train)
+        return;
+    k->q_mean = mean ? carve_f32(a, full ? N : N * w->heads) : NULL;
+    k->q_rstd = carve_f32(a, full ? N : N * w->heads);
+    k->k_mean = mean ? carve_f32(a, full ? N : N * w->groups) : NULL;
+    k->k_rstd = carve_f32(a, full ? N : N * w->groups);
+}
+
 static void keep_carve(struct model *m, struct block_keep *k, const struct widths *w)
 {
     struct arena *a = &m->activations;
     int64_t N = m->rows, C = m->arch.C;
-    int mean = norm_has_mean(m->arch.norm);
+    int mean = norm_has_mean(m->arch.norm), post = m->arch.norm_place != NORM_PRE && m->options.train;
+    int has_mid = m->arch.norm_place != NORM_POST_RESIDUAL && !is_parallel(&m->arch), second = m->arch.residual != RESIDUAL_PARALLEL_ONE_NORM;
     k->x = carve_act(m, a, N * C);
+    k->raw = w->raw ? carve_act(m, a, N * w->raw) : NULL;
     k->qkv = carve_act(m, a, N * w->qkv);
     k->o = carve_act(m, a, N * w->o);
     k->lse = carve_f32(a, N * w->heads);
-    k->mid = carve_act(m, a, N * C);
+    k->mid = has_mid ? carve_act(m, a, N * C) : NULL;
     k->in = carve_act(m, a, N * w->in);
+    k->sub1 = post ? carve_act(m, a, N * C) : NULL;
+    k->sub2 = post ? carve_act(m, a, N * C) : NULL;
     k->mean1 = mean ? carve_f32(a, N) : NULL;
     k->rstd1 = carve_f32(a, N);
-    k->mean2 = mean ? carve_f32(a, N) : NULL;
-    k->rstd2 = carve_f32(a, N);
+    k->mean2 = mean && second ? carve_f32(a, N) : NULL;
+    k->rstd2 = second ? carve_f32(a, N) : NULL;
+    qk_norm_carve(m, k, w);
 }
 
 static void keeps_carve(struct model *m)
 {
     const struct arch_stack *s = &m->arch.stack[STACK_DEC];
-    struct widths most = widths_max(&m->arch);
+    struct widths most = widths_max(m);
     if (m->options.train && !m->options.recompute) {
         for (int64_t l = 0; l < s->L; l++) {
-            struct widths w = widths_of(&m->arch, &s->block[l]);
+            struct widths w = widths_of(m, &s->block[l]);
             keep_carve(m, &m->keep[l], &w);
         }
         return;
@@ -89,6 +117,21 @@ static void keeps_carve(struct model *m)
         if (m->options.train)
             m->keep[l].x = carve_act(m, &m->activations, m->rows * m->arch.C);
     }
+}
+
+/* Where blocks with the norm on the sum write their outputs: after n is carved. */
+static void outputs_set(struct model *m)
+{
+    int64_t L = m->arch.stack[STACK_DEC].L;
+    for (int64_t l = 0; l < L && m->arch.norm_place == NORM_POST_RESIDUAL; l++)
+        m->keep[l].out = l < L - 1 ? m->keep[l + 1].x : m->env.n;
+}
+
+static void alibi_carve(struct model *m)
+{
+    const struct arch_stack *s = &m->arch.stack[STACK_DEC];
+    for (int64_t l = 0; l < s->L && m->arch.pos == POS_ALIBI; l++)
+        m->value.block[l].alibi = view_1d(carve_f32(&m->activations, s->block[l].H), DT_F32, s->block[l].H);
 }
 
 static void tables_carve(struct model *m)
@@ -106,7 +149,7 @@ static size_t kernel_scratch(const struct model *m)
 {
     const struct model_options *o = &m->options;
     const struct arch *a = &m->arch;
-    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, a->C, a->V) : 0;
+    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, embed_width(a), a->V) : 0;
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
         const struct arch_block *b = &a->stack[STACK_DEC].block[l];
         if (o->B * o->T > 0)
@@ -130,12 +173,16 @@ void activations_carve(struct model *m)
     m->step = arena_carve(a, (size_t)step_layout(m->options.cache_B, 8).count * sizeof(int32_t));
     m->final_mean = norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
     m->final_rstd = carve_f32(a, N);
+    m->embed_mean = m->arch.embed_norm && norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
+    m->embed_rstd = m->arch.embed_norm ? carve_f32(a, N) : NULL;
     m->logp = carve_f32(a, m->options.B * m->options.T);
     m->logits = carve_f32(a, m->options.cache_S > 0 ? m->options.cache_B * m->arch.V : 0);
     m->sums = arena_carve(a, sizeof *m->sums);
     tables_carve(m);
+    alibi_carve(m);
     keeps_carve(m);
     m->env.n = carve_act(m, s, N * C);
+    outputs_set(m);
     m->env.branch = carve_act(m, s, N * C);
     m->env.u = arena_carve(s, u_bytes(m));
     m->env.d = m->options.train ? carve_act(m, s, N * C) : NULL;

@@ -1,67 +1,110 @@
-/* Backward of block_forward.c, from the last operation to the first. d is the gradient of the residual stream and is updated in
- * place: a norm's backward adds its part to it. Weight gradients are products with beta = 1 into the flat gradient.
- *   MLP:        dh = d Wdown; act backward turns gate|up into its gradient and gives h; dWdown += d^T h
- *               dn = d(gate|up) Win; dWin += d(gate|up)^T n with n normalised again from mid; d += norm backward
- *   attention:  do = d Wo; dWo += d^T o; dq|dk|dv; rotate back; dn = dqkv Wqkv; dWqkv += dqkv^T n; d += norm backward */
+/* Backward of block_forward.c, from the last operation to the first. d is the gradient of the residual stream, updated in place: a
+ * norm's backward adds its part to it, and where no norm stands before a sublayer the sublayer's last product does (beta = 1).
+ * Norm outputs are made again from what the norm read. dn stands in env.branch.
+ *   sequential, pre-norm   dn = mlp'(d); d += n2'(dn); dn = attn'(d); d += n1'(dn)
+ *   parallel               one norm: dn = mlp'(d) + attn'(d), d += n1'(dn); two: both from the same d, then both norms
+ *   norm on the output     g = n2'(d), d += mlp'(g); g = n1'(d), d += attn'(g)
+ *   norm on the sum        g = n2'(d), g += mlp'(g); d = n1'(g), d += attn'(d) */
 #include "parts.h"
 
-/* dw += dy^T x, db += columns of dy, dx = alpha dy w. */
-static enum code linear_bwd(const struct block_env *e, struct view dx, struct view dw, struct view db, struct view dy, struct view x,
-                            struct view w, float alpha)
-{
-    struct view none = view_none();
-    TRY(e->be->matmul(e->dev, dw, dy, x, none, 1, 0, alpha, 1.0f));
-    if (db.p)
-        TRY(e->be->bias_grad(e->dev, db, dy));
-    return dx.p ? e->be->matmul(e->dev, dx, dy, w, none, 0, 0, alpha, 0.0f) : OK;
-}
+struct block {
+    const struct block_env *e;
+    const struct arch_block *dims;
+    const struct block_params *w, *dw;
+    struct block_views v;
+    struct view d, n, branch; /* [N,C] */
+};
 
-static enum code mlp_bwd(const struct block_env *e, const struct arch_block *b, const struct block_params *w,
-                         const struct block_params *dw, const struct block_views *v)
+static enum code norm_again(const struct block *b, int which, struct view x)
 {
-    const struct backend *be = e->be;
+    const struct block_env *e = b->e;
     const struct arch *a = e->arch;
-    int64_t N = e->B * e->T;
-    float scale = (float)a->residual_scale;
-    struct view none = view_none();
-    struct view d = act_2d(e, e->d, N, a->C), n = act_2d(e, e->n, N, a->C), dn = act_2d(e, e->branch, N, a->C);
-    struct view h = act_2d(e, e->u, N, b->F), dh = act_2d(e, u_second(e, N * b->F), N, b->F);
-
-    TRY(be->matmul(e->dev, dh, d, w->down_w, none, 0, 0, scale, 0.0f));
-    TRY(be->act_bwd(e->dev, v->gate, v->up, h, dh, v->gate, v->up, a->mlp));
-    TRY(linear_bwd(e, none, dw->down_w, dw->down_b, d, h, none, scale));
-    TRY(be->norm_fwd(e->dev, n, none, none, none, v->mid, none, w->mlp_norm_w, w->mlp_norm_b, a->norm, (float)a->norm_eps));
-    TRY(linear_bwd(e, dn, dw->in_w, dw->in_b, v->in, n, w->in_w, 1.0f));
-    return be->norm_bwd(e->dev, d, dw->mlp_norm_w, dw->mlp_norm_b, dn, d, v->mid, w->mlp_norm_w, v->mean2, v->rstd2, a->norm);
+    struct view none = view_none(), w = which == 1 ? b->w->attn_norm_w : b->w->mlp_norm_w, bias = which == 1 ? b->w->attn_norm_b : b->w->mlp_norm_b;
+    return e->be->norm_fwd(e->dev, b->n, none, none, none, x, none, w, bias, a->norm, (float)a->norm_eps);
 }
 
-static enum code attn_bwd(const struct block_env *e, const struct arch_block *b, const struct block_params *w,
-                          const struct block_params *dw, const struct block_views *v)
+/* dx = (residual p NULL: 0) residual + gradient of the norm that read x. */
+static enum code norm_back(const struct block *b, int which, struct view dx, struct view dy, struct view residual, struct view x)
 {
-    const struct backend *be = e->be;
-    const struct arch *a = e->arch;
-    int64_t N = e->B * e->T, C = a->C;
-    struct view none = view_none();
-    struct view d = act_2d(e, e->d, N, C), n = act_2d(e, e->n, N, C), dn = act_2d(e, e->branch, N, C);
-    void *dqkv_p = e->u, *do_p = u_second(e, N * qkv_width(b));
-    struct view dqkv = act_2d(e, dqkv_p, N, qkv_width(b)), dout = act_2d(e, do_p, N, b->H * b->D);
-    struct view dout4 = view_4d(do_p, e->act, e->B, e->T, b->H, b->D), dq, dk, dv;
-    struct attention_args args = block_attention_args(e, b);
-    qkv_split(e, b, dqkv_p, &dq, &dk, &dv);
-
-    TRY(linear_bwd(e, dout, dw->o_w, dw->o_b, d, v->o, w->o_w, (float)a->residual_scale));
-    TRY(be->attention_bwd(e->dev, dq, dk, dv, dout4, v->o4, v->lse, v->q, v->k, v->v, &args, e->scratch));
-    if (e->rope_cos.p)
-        TRY(be->rope(e->dev, qkv_rotated(e, b, dqkv_p), e->rope_cos, e->rope_sin, e->pos, 1));
-    TRY(be->norm_fwd(e->dev, n, none, none, none, v->x, none, w->attn_norm_w, w->attn_norm_b, a->norm, (float)a->norm_eps));
-    TRY(linear_bwd(e, dn, dw->qkv_w, dw->qkv_b, dqkv, n, w->qkv_w, 1.0f));
-    return be->norm_bwd(e->dev, d, dw->attn_norm_w, dw->attn_norm_b, dn, d, v->x, w->attn_norm_w, v->mean1, v->rstd1, a->norm);
+    const struct block_env *e = b->e;
+    if (which == 1)
+        return e->be->norm_bwd(e->dev, dx, b->dw->attn_norm_w, b->dw->attn_norm_b, dy, residual, x, b->w->attn_norm_w, b->v.mean1, b->v.rstd1,
+                               e->arch->norm);
+    return e->be->norm_bwd(e->dev, dx, b->dw->mlp_norm_w, b->dw->mlp_norm_b, dy, residual, x, b->w->mlp_norm_w, b->v.mean2, b->v.rstd2, e->arch->norm);
 }
 
-enum code block_backward(const struct block_env *e, const struct arch_block *b, const struct block_params *w,
+static enum code mlp_back(const struct block *b, struct view dy, struct view n, struct view dn, float beta)
+{
+    return mlp_backward(b->e, b->dims, b->w, b->dw, &b->v, dy, n, dn, beta);
+}
+
+static enum code attn_back(const struct block *b, struct view dy, struct view n, struct view dn, float beta)
+{
+    return attn_backward(b->e, b->dims, b->w, b->dw, &b->v, dy, n, dn, beta);
+}
+
+static enum code sequential(const struct block *b)
+{
+    TRY(norm_again(b, 2, b->v.mid));
+    TRY(mlp_back(b, b->d, b->n, b->branch, 0.0f));
+    TRY(norm_back(b, 2, b->d, b->branch, b->d, b->v.mid));
+    TRY(norm_again(b, 1, b->v.x));
+    TRY(attn_back(b, b->d, b->n, b->branch, 0.0f));
+    return norm_back(b, 1, b->d, b->branch, b->d, b->v.x);
+}
+
+static enum code parallel_one_norm(const struct block *b)
+{
+    TRY(norm_again(b, 1, b->v.x));
+    TRY(mlp_back(b, b->d, b->n, b->branch, 0.0f));
+    TRY(attn_back(b, b->d, b->n, b->branch, 1.0f));
+    return norm_back(b, 1, b->d, b->branch, b->d, b->v.x);
+}
+
+/* The second dn takes the place of n, its last reader gone. */
+static enum code parallel_two_norms(const struct block *b)
+{
+    TRY(norm_again(b, 2, b->v.x));
+    TRY(mlp_back(b, b->d, b->n, b->branch, 0.0f));
+    TRY(norm_again(b, 1, b->v.x));
+    TRY(attn_back(b, b->d, b->n, b->n, 0.0f));
+    TRY(norm_back(b, 2, b->d, b->branch, b->d, b->v.x));
+    return norm_back(b, 1, b->d, b->n, b->d, b->v.x);
+}
+
+static enum code post_sublayer(const struct block *b)
+{
+    struct view none = view_none();
+    TRY(norm_back(b, 2, b->branch, b->d, none, b->v.sub2));
+    TRY(mlp_back(b, b->branch, b->v.mid, b->d, 1.0f));
+    TRY(norm_back(b, 1, b->branch, b->d, none, b->v.sub1));
+    return attn_back(b, b->branch, b->v.x, b->d, 1.0f);
+}
+
+static enum code post_residual(const struct block *b)
+{
+    struct view none = view_none();
+    TRY(norm_back(b, 2, b->branch, b->d, none, b->v.sub2));
+    TRY(norm_again(b, 1, b->v.sub1));
+    TRY(mlp_back(b, b->branch, b->n, b->branch, 1.0f));
+    TRY(norm_back(b, 1, b->d, b->branch, none, b->v.sub1));
+    return attn_back(b, b->d, b->v.x, b->d, 1.0f);
+}
+
+enum code block_backward(const struct block_env *e, const struct arch_block *dims, const struct block_params *w,
                          const struct block_params *dw, const struct block_keep *keep)
 {
-    struct block_views v = block_views(e, b, keep);
-    TRY(mlp_bwd(e, b, w, dw, &v));
-    return attn_bwd(e, b, w, dw, &v);
+    int64_t N = e->B * e->T, C = e->arch->C;
+    struct block b = {e, dims, w, dw, block_views(e, dims, keep), act_2d(e, e->d, N, C), act_2d(e, e->n, N, C), act_2d(e, e->branch, N, C)};
+    switch (e->arch->norm_place) {
+    case NORM_PRE: break;
+    case NORM_POST_SUBLAYER: return post_sublayer(&b);
+    case NORM_POST_RESIDUAL: return post_residual(&b);
+    }
+    switch (e->arch->residual) {
+    case RESIDUAL_SEQUENTIAL: return sequential(&b);
+    case RESIDUAL_PARALLEL_ONE_NORM: return parallel_one_norm(&b);
+    case RESIDUAL_PARALLEL_TWO_NORMS: return parallel_two_norms(&b);
+    }
+    return fail(ERR_INTERNAL, "norm place %d with residual kind %d", (int)e->arch->norm_place, (int)e->arch->residual);
 }

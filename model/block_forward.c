@@ -1,98 +1,109 @@
-/* One decoder block, pre-norm and sequential:
- *   x   = base + branch              n = norm(x)        one pass
- *   qkv = n Wqkv^T (+ b), rotate q and k in place (with a cache: on their way into it), o = attention(q, k, v)
- *   branch = o Wo^T (+ b)
- *   mid = x + branch                 n = norm(mid)      one pass
- *   gate|up = n Win^T (+ b), h = act(gate) * up, branch = h Wdown^T (+ b)
- * and the sum mid + branch is left to the next norm. */
-#include <string.h>
-
+/* One decoder block. attn and mlp are the sublayers of attention.c and mlp.c, n1 and n2 the norms; a step in brackets is one pass:
+ *   sequential, pre-norm   [x = base + branch, n = n1 x]  branch = attn n  [mid = x + branch, n = n2 mid]  branch = mlp n  -> mid + branch
+ *   parallel               [x = base + branch, n = n1 x]  branch = attn n  (two norms: n = n2 x)  branch += mlp n          -> x + branch
+ *   norm on the output     x = base + branch  branch = n1(attn x)  mid = x + branch  branch = n2(mlp mid)                  -> mid + branch
+ *   norm on the sum        branch = attn x  [n = n1(x + branch)]  branch = mlp n  [out = n2(n + branch)]                   -> out
+ * Pre-norm: Radford et al. 2019; parallel: Wang, Komatsuzaki 2021 (GPT-J), Black et al. 2022 (GPT-NeoX); norm on the output: OLMo 2
+ * (OLMo team 2024), section 3; norm on the sum: Vaswani et al. 2017. */
 #include "parts.h"
 
-void qkv_split(const struct block_env *e, const struct arch_block *b, void *qkv, struct view *q, struct view *k, struct view *v)
-{
-    struct view all = view_4d(qkv, e->act, e->B, e->T, b->H + 2 * b->G, b->D);
-    *q = view_slice(all, 2, 0, b->H);
-    *k = view_slice(all, 2, b->H, b->G);
-    *v = view_slice(all, 2, b->H + b->G, b->G);
-}
-
-struct view qkv_rotated(const struct block_env *e, const struct arch_block *b, void *qkv)
-{
-    return view_slice(view_3d(qkv, e->act, e->B * e->T, b->H + 2 * b->G, b->D), 1, 0, b->H + b->G);
-}
-
-struct block_views block_views(const struct block_env *e, const struct arch_block *b, const struct block_keep *k)
-{
+struct block {
+    const struct block_env *e;
+    const struct arch_block *dims;
+    const struct block_params *w;
+    const struct kv_layer *kv;
     struct block_views v;
-    int64_t N = e->B * e->T, C = e->arch->C;
-    v.x = act_2d(e, k->x, N, C);
-    v.mid = act_2d(e, k->mid, N, C);
-    v.mean1 = view_1d(k->mean1, DT_F32, N);
-    v.rstd1 = view_1d(k->rstd1, DT_F32, N);
-    v.mean2 = view_1d(k->mean2, DT_F32, N);
-    v.rstd2 = view_1d(k->rstd2, DT_F32, N);
-    v.qkv = act_2d(e, k->qkv, N, qkv_width(b));
-    qkv_split(e, b, k->qkv, &v.q, &v.k, &v.v);
-    v.o = act_2d(e, k->o, N, b->H * b->D);
-    v.o4 = view_4d(k->o, e->act, e->B, e->T, b->H, b->D);
-    v.lse = view_3d(k->lse, DT_F32, e->B, b->H, e->T);
-    v.in = act_2d(e, k->in, N, in_width(e->arch, b));
-    int gated = mlp_is_gated(e->arch->mlp);
-    v.gate = gated ? view_slice(v.in, 1, 0, b->F) : view_none();
-    v.up = gated ? view_slice(v.in, 1, b->F, b->F) : v.in;
-    return v;
-}
+    struct view n, branch;
+};
 
-struct attention_args block_attention_args(const struct block_env *e, const struct arch_block *b)
+/* y = norm(x + residual) with the block's first (1) or second (2) norm; sum gets x + residual. */
+static enum code norm(const struct block *b, int which, struct view y, struct view sum, struct view x, struct view residual)
 {
-    struct attention_args a;
-    memset(&a, 0, sizeof a);
-    a.mask = attention_mask_causal();
-    a.mask.window_left = b->window > 0 ? b->window - 1 : -1;
-    if (e->attention == ATTEND_BATCH && e->seg.p)
-        a.mask.seg_q = a.mask.seg_k = e->seg;
-    a.scale = (float)e->arch->attn_scale;
-    a.deterministic = e->deterministic;
-    return a;
+    const struct block_env *e = b->e;
+    const struct block_params *w = b->w;
+    const struct arch *a = e->arch;
+    if (which == 1)
+        return e->be->norm_fwd(e->dev, y, sum, b->v.mean1, b->v.rstd1, x, residual, w->attn_norm_w, w->attn_norm_b, a->norm, (float)a->norm_eps);
+    return e->be->norm_fwd(e->dev, y, sum, b->v.mean2, b->v.rstd2, x, residual, w->mlp_norm_w, w->mlp_norm_b, a->norm, (float)a->norm_eps);
 }
 
-static enum code attend(const struct block_env *e, const struct arch_block *b, const struct block_views *v, const struct kv_layer *kv)
+/* x and n = n1(x) at the start of a pre-norm block. */
+static enum code norm_in(const struct block *b, struct view base)
 {
-    struct attention_args args = block_attention_args(e, b);
-    if (e->attention != ATTEND_BATCH && e->rope_cos.p)
-        TRY(e->be->rope_cache_write(e->dev, kv, v->q, v->k, v->v, e->lens, e->rope_cos, e->rope_sin, e->pos));
-    else if (e->attention != ATTEND_BATCH)
-        TRY(e->be->cache_write(e->dev, kv, v->k, v->v, e->lens));
-    if (e->attention == ATTEND_CACHE)
-        return e->be->attention_decode(e->dev, v->o4, v->q, kv, e->lens, &args, 0, e->scratch);
-    return e->be->attention_fwd(e->dev, v->o4, v->lse, v->q, v->k, v->v, &args, e->scratch);
+    return base.p ? norm(b, 1, b->n, b->v.x, base, b->branch) : norm(b, 1, b->n, view_none(), b->v.x, view_none());
 }
 
-enum code block_forward(const struct block_env *e, const struct arch_block *b, const struct block_params *w,
+/* sum = x + y without a norm to do it in: the norm's pass, its result thrown away into n. */
+static enum code add(const struct block *b, struct view sum, struct view x, struct view y)
+{
+    struct view none = view_none();
+    return b->e->be->norm_fwd(b->e->dev, b->n, sum, none, none, x, y, none, none, NORM_LAYER_NOP, 1.0f);
+}
+
+static enum code sequential(const struct block *b, struct view base, int for_backward)
+{
+    TRY(norm_in(b, base));
+    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->n));
+    TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
+    TRY(norm(b, 2, b->n, b->v.mid, b->v.x, b->branch));
+    TRY(mlp_forward(b->e, b->w, &b->v, b->n));
+    return for_backward ? OK : mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 0.0f);
+}
+
+static enum code parallel(const struct block *b, struct view base, int for_backward)
+{
+    TRY(norm_in(b, base));
+    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->n));
+    if (!for_backward)
+        TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
+    if (b->e->arch->residual == RESIDUAL_PARALLEL_TWO_NORMS)
+        TRY(norm(b, 2, b->n, view_none(), b->v.x, view_none()));
+    TRY(mlp_forward(b->e, b->w, &b->v, b->n));
+    return for_backward ? OK : mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 1.0f);
+}
+
+static enum code post_sublayer(const struct block *b, struct view base)
+{
+    struct view none = view_none(), sub1 = b->v.sub1.p ? b->v.sub1 : b->branch, sub2 = b->v.sub2.p ? b->v.sub2 : b->branch;
+    if (base.p)
+        TRY(add(b, b->v.x, base, b->branch));
+    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
+    TRY(attn_output(b->e, b->w, &b->v, sub1, 0.0f));
+    TRY(norm(b, 1, b->branch, none, sub1, none));
+    TRY(add(b, b->v.mid, b->v.x, b->branch));
+    TRY(mlp_forward(b->e, b->w, &b->v, b->v.mid));
+    TRY(mlp_output(b->e, b->dims, b->w, &b->v, sub2, 0.0f));
+    return norm(b, 2, b->branch, none, sub2, none);
+}
+
+/* The input is never a pair here. */
+static enum code post_residual(const struct block *b)
+{
+    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
+    TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
+    TRY(norm(b, 1, b->n, b->v.sub1, b->v.x, b->branch));
+    TRY(mlp_forward(b->e, b->w, &b->v, b->n));
+    TRY(mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 0.0f));
+    return norm(b, 2, b->v.out, b->v.sub2, b->n, b->branch);
+}
+
+enum code block_forward(const struct block_env *e, const struct arch_block *dims, const struct block_params *w,
                         const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward)
 {
-    const struct backend *be = e->be;
-    const struct arch *a = e->arch;
-    struct block_views v = block_views(e, b, keep);
-    int64_t N = e->B * e->T;
-    struct view n = act_2d(e, e->n, N, a->C), branch = act_2d(e, e->branch, N, a->C), none = view_none();
-    struct view h = act_2d(e, e->u, N, b->F);
-    float eps = (float)a->norm_eps, scale = (float)a->residual_scale;
+    int64_t N = e->B * e->T, C = e->arch->C;
+    struct block b = {e, dims, w, kv, block_views(e, dims, keep), act_2d(e, e->n, N, C), act_2d(e, e->branch, N, C)};
+    switch (e->arch->norm_place) {
+    case NORM_PRE: return is_parallel(e->arch) ? parallel(&b, base, for_backward) : sequential(&b, base, for_backward);
+    case NORM_POST_SUBLAYER: return post_sublayer(&b, base);
+    case NORM_POST_RESIDUAL: return post_residual(&b);
+    }
+    return fail(ERR_INTERNAL, "norm place %d is unknown", (int)e->arch->norm_place);
+}
 
-    if (base.p)
-        TRY(be->norm_fwd(e->dev, n, v.x, v.mean1, v.rstd1, base, branch, w->attn_norm_w, w->attn_norm_b, a->norm, eps));
-    else
-        TRY(be->norm_fwd(e->dev, n, none, v.mean1, v.rstd1, v.x, none, w->attn_norm_w, w->attn_norm_b, a->norm, eps));
-    TRY(be->matmul(e->dev, v.qkv, n, w->qkv_w, w->qkv_b, 0, 1, 1.0f, 0.0f));
-    if (e->rope_cos.p && e->attention == ATTEND_BATCH)
-        TRY(be->rope(e->dev, qkv_rotated(e, b, keep->qkv), e->rope_cos, e->rope_sin, e->pos, 0));
-    TRY(attend(e, b, &v, kv));
-    TRY(be->matmul(e->dev, branch, v.o, w->o_w, w->o_b, 0, 1, scale, 0.0f));
-    TRY(be->norm_fwd(e->dev, n, v.mid, v.mean2, v.rstd2, v.x, branch, w->mlp_norm_w, w->mlp_norm_b, a->norm, eps));
-    TRY(be->matmul(e->dev, v.in, n, w->in_w, w->in_b, 0, 1, 1.0f, 0.0f));
-    if (for_backward)
-        return OK;
-    TRY(be->act_fwd(e->dev, h, v.gate, v.up, a->mlp));
-    return be->matmul(e->dev, branch, h, w->down_w, w->down_b, 0, 1, scale, 0.0f);
+struct block_output block_output(const struct block_env *e, const struct block_keep *keep)
+{
+    int64_t N = e->B * e->T, C = e->arch->C;
+    struct block_output pair = {act_2d(e, keep->mid ? keep->mid : keep->x, N, C), act_2d(e, e->branch, N, C)};
+    struct block_output done = {act_2d(e, keep->out, N, C), view_none()};
+    return e->arch->norm_place == NORM_POST_RESIDUAL ? done : pair;
 }

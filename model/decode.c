@@ -21,21 +21,29 @@ static enum code cache_fits(const struct model *m, int64_t B, int64_t T)
     return OK;
 }
 
+/* The last row of each sequence of [B*T,C]. */
+static struct view last_rows(const struct block_env *e, struct view x)
+{
+    if (!x.p)
+        return x;
+    x = view_slice(x, 0, e->T - 1, (e->B - 1) * e->T + 1);
+    x.n[0] = e->B;
+    x.s[0] *= e->T;
+    return x;
+}
+
 /* Final norm and head on the last row of each sequence, into m->logits. */
 static enum code last_logits(struct model *m)
 {
     const struct arch *a = &m->arch;
     const struct block_env *e = &m->env;
-    int64_t N = e->B * e->T;
-    struct view none = view_none(), n = act_2d(e, e->n, e->B, a->C), out = view_2d(m->logits, DT_F32, e->B, a->V);
-    struct view rows[2] = {act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C), act_2d(e, e->branch, N, a->C)};
-    for (int i = 0; i < 2; i++) {
-        rows[i] = view_slice(rows[i], 0, e->T - 1, N - e->T + 1);
-        rows[i].n[0] = e->B;
-        rows[i].s[0] *= e->T;
-    }
-    TRY(m->be->norm_fwd(m->dev, n, none, none, none, rows[0], rows[1], m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
-    return m->be->matmul(m->dev, out, n, m->value.head, m->value.head_b, 0, 1, (float)a->logit_scale, 0.0f);
+    struct view none = view_none(), out = view_2d(m->logits, DT_F32, e->B, a->V), hidden;
+    struct head_norm norm = {act_2d(e, e->n, e->B, a->C), none, none, none};
+    struct block_output rows = pass_output(m);
+    rows.base = last_rows(e, rows.base);
+    rows.branch = last_rows(e, rows.branch);
+    TRY(head_input(m, rows, &norm, &hidden));
+    return m->be->matmul(m->dev, out, hidden, m->value.head, m->value.head_b, 0, 1, (float)a->logit_scale, 0.0f);
 }
 
 static enum code logits_to_host(const struct model *m, int64_t B, float *logits)

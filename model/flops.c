@@ -28,5 +28,6 @@ double model_decode_bytes(const struct arch *a, int64_t B, int64_t S, enum dtype
         bytes += wide * (double)a->C * (heads + (double)(in_width(a, b) + b->F));
         bytes += kv * (double)B * (double)seen * (double)(b->G * (b->D + b->Dv));
     }
-    return bytes + wide * (double)a->V * (double)a->C;
+    double E = (double)embed_width(a), projections = a->embed_proj ? 2.0 * E * (double)a->C : 0.0;
+    return bytes + wide * ((double)a->V * E + projections);
 }

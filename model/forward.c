@@ -39,17 +39,20 @@ enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, 
 
 enum code pass_blocks(struct model *m)
 {
-    const struct arch *a = &m->arch;
     const struct block_env *e = &m->env;
-    const struct arch_stack *stack = &a->stack[STACK_DEC];
-    int64_t N = e->B * e->T;
-    struct view x = act_2d(e, m->keep[0].x, N, a->C), base = view_none();
-    TRY(m->be->embed_fwd(m->dev, x, e->ids, m->value.embed, m->value.pos, e->pos, (float)a->embed_scale));
+    const struct arch_stack *stack = &m->arch.stack[STACK_DEC];
+    struct view base = view_none();
+    TRY(embed_forward(m));
     for (int64_t l = 0; l < stack->L; l++) {
         TRY(block_forward(e, &stack->block[l], &m->value.block[l], &m->keep[l], m->kv ? &m->kv[l] : NULL, base, 0));
-        base = act_2d(e, m->keep[l].mid, N, a->C);
+        base = block_output(e, &m->keep[l]).base;
     }
     return OK;
+}
+
+struct block_output pass_output(const struct model *m)
+{
+    return block_output(&m->env, &m->keep[m->arch.stack[STACK_DEC].L - 1]);
 }
 
 struct xent_args model_xent_args(const struct model *m)

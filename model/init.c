@@ -9,7 +9,10 @@
 
 enum { PART = 1 << 13 }; /* numbers a thread makes at a time */
 
-static int is_norm_weight(enum tensor_slot s) { return s == T_ATTN_NORM_W || s == T_MLP_NORM_W || s == T_FINAL_NORM_W; }
+static int is_norm_weight(enum tensor_slot s)
+{
+    return s == T_ATTN_NORM_W || s == T_MLP_NORM_W || s == T_FINAL_NORM_W || s == T_EMBED_NORM_W || s == T_Q_NORM_W || s == T_K_NORM_W;
+}
 
 static enum code init_block(struct model *m, const struct model_param *p, float *block, int64_t first, int64_t n, double sd, uint64_t seed)
 {

@@ -124,6 +124,7 @@ static enum code open_measured(struct model *m)
     TRY(reserve(m, &m->scratch, "scratch"));
     TRY(reserve(m, &m->cache, "K/V cache"));
     carve(m);
+    TRY(alibi_upload(m));
     return rope_upload(m);
 }
 

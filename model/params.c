@@ -25,11 +25,15 @@ static int joins_previous(enum tensor_slot s, enum tensor_slot previous)
     }
 }
 
-static int is_matrix(const struct tensor_spec *spec) { return spec->nd == 2 && spec->slot != T_POS; }
+/* The position table is f32, as the embedding adds it, unless it is itself the table that the embedding reads (embed.c). */
+static int is_matrix(const struct model *m, const struct tensor_spec *spec)
+{
+    return spec->nd == 2 && (spec->slot != T_POS || m->arch.embed_proj);
+}
 
 static enum dtype stored_dtype(const struct model *m, const struct tensor_spec *spec)
 {
-    return is_matrix(spec) ? m->options.dtype : DT_F32;
+    return is_matrix(m, spec) ? m->options.dtype : DT_F32;
 }
 
 static int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -60,7 +64,7 @@ enum code params_plan(struct model *m)
             at = round_up(at, align);
         p->offset = at / width;
         at += p->count * width;
-        if (m->options.no_master && !is_matrix(&specs[i]))
+        if (m->options.no_master && !is_matrix(m, &specs[i]))
             m->n_vectors = vector_place(m, i, m->n_vectors) + p->count;
     }
     m->n_params = n;
@@ -99,12 +103,16 @@ static void weights_add(struct weights *w, const struct model *m, const struct t
     struct block_params *b = spec->layer >= 0 ? &w->block[spec->layer] : NULL;
     switch (spec->slot) {
     case T_EMBED: w->embed = v; break;
-    case T_EMBED_PROJ_IN: case T_EMBED_PROJ_OUT: case T_EMBED_NORM_W: case T_EMBED_NORM_B: case T_Q_NORM_W: case T_K_NORM_W: CHECK(0); break; /* refused by support.c */
+    case T_EMBED_PROJ_IN: w->proj_in = v; break;
+    case T_EMBED_NORM_W: w->embed_norm_w = v; break;
+    case T_EMBED_NORM_B: w->embed_norm_b = v; break;
     case T_POS: w->pos = view_slice(v, 0, m->arch.pos_offset, v.n[0] - m->arch.pos_offset); break;
     case T_ATTN_NORM_W: b->attn_norm_w = v; break;
     case T_ATTN_NORM_B: b->attn_norm_b = v; break;
     case T_Q_W: case T_K_W: case T_V_W: view_set(&b->qkv_w, v); break;
     case T_Q_B: case T_K_B: case T_V_B: view_set(&b->qkv_b, v); break;
+    case T_Q_NORM_W: b->q_norm_w = v; break;
+    case T_K_NORM_W: b->k_norm_w = v; break;
     case T_O_W: b->o_w = v; break;
     case T_O_B: b->o_b = v; break;
     case T_MLP_NORM_W: b->mlp_norm_w = v; break;
@@ -115,6 +123,7 @@ static void weights_add(struct weights *w, const struct model *m, const struct t
     case T_DOWN_B: b->down_b = v; break;
     case T_FINAL_NORM_W: w->final_norm_w = v; break;
     case T_FINAL_NORM_B: w->final_norm_b = v; break;
+    case T_EMBED_PROJ_OUT: w->proj_out = v; break;
     case T_HEAD_W: w->head = v; break;
     case T_HEAD_B: w->head_b = v; break;
     case T_SLOTS: CHECK(0);
@@ -141,8 +150,8 @@ static void values_set(const struct model *m, struct model_param *p, const struc
         return;
     }
     struct view low = param_view(&p->spec, DT_BF16, r->low, p->offset);
-    p->master = r->whole ? param_view(&p->spec, DT_F32, r->whole, p->offset) : is_matrix(&p->spec) ? low : param_view(&p->spec, DT_F32, r->vectors, vector);
-    p->value = is_matrix(&p->spec) ? low : p->master;
+    p->master = r->whole ? param_view(&p->spec, DT_F32, r->whole, p->offset) : is_matrix(m, &p->spec) ? low : param_view(&p->spec, DT_F32, r->vectors, vector);
+    p->value = is_matrix(m, &p->spec) ? low : p->master;
 }
 
 void params_carve(struct model *m)
@@ -155,9 +164,9 @@ void params_carve(struct model *m)
     m->low = r.low;
     for (int i = 0; i < m->n_params; i++) {
         struct model_param *p = &m->param[i];
-        int64_t place = is_matrix(&p->spec) ? 0 : vector_place(m, i, vectors);
+        int64_t place = is_matrix(m, &p->spec) ? 0 : vector_place(m, i, vectors);
         values_set(m, p, &r, place);
-        vectors = is_matrix(&p->spec) ? vectors : place + p->count;
+        vectors = is_matrix(m, &p->spec) ? vectors : place + p->count;
         p->grad = grads ? param_view(&p->spec, DT_F32, grads, p->offset) : view_none();
         weights_add(&m->value, m, &p->spec, p->value);
         if (grads)

@@ -8,8 +8,8 @@
  *   scratch      shared by all layers: norm output, branch, the union `u`, the kernels' own scratch
  *   cache        K/V per layer
  *
- * The residual stream is never added by a pass of its own: a block ends with the pair (mid, branch), whose sum is the
- * block's output, and the next norm adds, stores and normalises in one pass. */
+ * The residual stream is added inside a norm wherever a norm reads the sum: a block ends with a pair, (mid, branch) or (x, branch),
+ * whose sum is the block's output, and the next norm adds, stores and normalises in one pass. */
 #ifndef GQAKIT_MODEL_PARTS_H
 #define GQAKIT_MODEL_PARTS_H
 
@@ -19,6 +19,8 @@
 struct block_params {
     struct view attn_norm_w, attn_norm_b; /* [C] */
     struct view qkv_w, qkv_b;             /* [(H+2G)*D, C], [(H+2G)*D] */
+    struct view q_norm_w, k_norm_w;       /* [D], [H*D] or [G*D] */
+    struct view alibi;                    /* f32 [H] slopes: fixed, no gradient */
     struct view o_w, o_b;                 /* [C, H*D], [C] */
     struct view mlp_norm_w, mlp_norm_b;   /* [C] */
     struct view in_w, in_b;               /* gate|up [2F, C], [2F]; ungated: up [F, C], [F] */
@@ -27,20 +29,26 @@ struct block_params {
 
 /* All parameters, or all gradients. head is embed when tied. pos starts at the row of position 0. */
 struct weights {
-    struct view embed, pos, final_norm_w, final_norm_b, head, head_b;
+    struct view embed, proj_in, pos, embed_norm_w, embed_norm_b; /* [V,E], [C,E], [P,C], [C], [C] */
+    struct view final_norm_w, final_norm_b, proj_out, head, head_b; /* [C], [C], [E,C], [V,E], [V] */
     struct block_params *block; /* [L] */
 };
 
 /* What a block's forward leaves behind. Rows are the N = B*T of the pass, packed; capacity is for the largest pass. Elements are
- * activations (block_env.act) where the pointer is void. Without training all layers share one set, with recompute all but x. */
+ * activations (block_env.act) where the pointer is void. Without training all layers share one set, with recompute all but x.
+ * What an arch has no use for is NULL. */
 struct block_keep {
     void *x;    /* [N,C] the block's input, summed */
-    void *qkv;  /* [N,(H+2G)*D] q and k rotated */
+    void *raw;  /* [N,(H+2G)*D] the projection itself, when clipping or norms change it and backward needs both */
+    void *qkv;  /* [N,(H+2G)*D] q and k normalised and rotated; q|k alone when v is read from raw */
     void *o;    /* [N,H*D] attention output */
     float *lse; /* [B,H,T] */
-    void *mid;  /* [N,C] x + attention branch */
+    void *mid;  /* [N,C] x + attention branch: sequential forms whose MLP or norm reads it */
     void *in;   /* [N,2F] gate|up or [N,F] up; backward turns it into its own gradient */
+    void *sub1, *sub2; /* [N,C] what the two norms normalise when they stand after their sublayer; training only */
+    void *out;  /* [N,C] where a block whose norm comes last writes its output: the next block's x, or env.n. Borrowed */
     float *mean1, *rstd1, *mean2, *rstd2; /* [N] of the two norms; means only for LayerNorm kinds */
+    float *q_mean, *q_rstd, *k_mean, *k_rstd; /* [N*heads] of the norms of queries and keys; training only */
 };
 
 enum block_attention { ATTEND_BATCH, ATTEND_PREFILL, ATTEND_CACHE };
@@ -92,6 +100,7 @@ struct model {
     int32_t *host_pos, *host_lens;             /* mirrors, malloc'ed */
     int32_t *step, *host_step;                 /* ids, positions and lengths of a decode step in one piece: device, malloc'ed */
     float *final_mean, *final_rstd;            /* device: [rows] */
+    float *embed_mean, *embed_rstd;            /* device: [rows]; of the norm after the embedding */
     float *logp, *logits;                      /* device, on their way to the host: [B*T], [cache_B,V] */
     struct score_sums *sums;                   /* device */
     struct decode_graph decode[8][2];          /* by new tokens - 1, and whether logits are wanted */
@@ -130,27 +139,75 @@ enum code rope_tables_fill(const struct arch *arch, int64_t positions, float *co
 /* support.c */
 enum code model_supports(const struct arch *arch, const struct model_options *options, enum dtype activations) MUST_USE;
 
-/* block_forward.c. The block's input is base + env->branch, stored in keep->x (base p NULL: keep->x already holds it). Leaves
- * keep->mid and env->branch, whose sum is the output; with `for_backward` it stops once everything in keep is there. */
+/* alibi.c. slopes [H], by Press et al. 2022. */
+void alibi_slopes(const struct arch *arch, const struct arch_block *dims, float *slopes);
+/* Fills the table that every layer's block_params.alibi points into. */
+enum code alibi_upload(struct model *m) MUST_USE;
+
+/* block_forward.c. The block's input is base + env->branch, stored in keep->x (base p NULL: keep->x already holds it). Leaves its
+ * output as block_output says; with `for_backward` it may stop once everything in keep is there. */
 enum code block_forward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
                         const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward) MUST_USE;
+/* A block's output is the sum of the two, not yet added; branch p NULL: base alone. */
+struct block_output { struct view base, branch; };
+struct block_output block_output(const struct block_env *env, const struct block_keep *keep);
 /* block_backward.c. env->d holds the gradient of the block's output, then of its input. Destroys keep->in. */
 enum code block_backward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
                          const struct block_params *dw, const struct block_keep *keep) MUST_USE;
 
-/* Views of a keep set for the B and T of a pass. */
+/* block_views.c: views of a keep set for the B and T of a pass. */
 struct block_views {
-    struct view x, mid, mean1, rstd1, mean2, rstd2; /* [N,C], [N] */
-    struct view qkv, q, k, v;  /* [N,(H+2G)*D]; [B,T,H,D], [B,T,G,D] inside it */
+    struct view x, mid, sub1, sub2, out;     /* [N,C] */
+    struct view mean1, rstd1, mean2, rstd2;  /* [N] */
+    struct view q_mean, q_rstd, k_mean, k_rstd; /* [N*heads] */
+    struct view proj;          /* [N,(H+2G)*D] what the projection writes: raw, or qkv itself */
+    struct view qkv;           /* [N,(H+2G)*D] or [N,(H+G)*D] */
+    struct view q, k, v;       /* [B,T,H,D], [B,T,G,D] as attention reads them */
+    struct view rotated;       /* [N,H+G,D] q|k */
     struct view o, o4, lse;    /* [N,H*D], [B,T,H,D], [B,H,T] */
     struct view in, gate, up;  /* [N,2F] and its halves [N,F] (ungated: gate p NULL) */
 };
 struct block_views block_views(const struct block_env *env, const struct arch_block *dims, const struct block_keep *keep);
-/* q, k, v of a packed [N,(H+2G)*D] buffer as [B,T,heads,D]; q|k together as [N,H+G,D] for the rotation. */
-void qkv_split(const struct block_env *env, const struct arch_block *dims, void *qkv, struct view *q, struct view *k, struct view *v);
-struct view qkv_rotated(const struct block_env *env, const struct arch_block *dims, void *qkv);
-struct attention_args block_attention_args(const struct block_env *env, const struct arch_block *dims);
+/* Heads [first, first + count) of a packed [N,heads*D] buffer as [B,T,count,D]. */
+struct view heads_4d(const struct block_env *env, const struct arch_block *dims, struct view packed, int64_t first, int64_t count);
+struct view heads_3d(const struct arch_block *dims, struct view packed, int64_t first, int64_t count); /* [N,count,D] */
+
+/* The two sublayers. n is what they read, dy the gradient of their output.
+ * attention.c: attn_forward leaves o in keep, attn_output = beta out + o Wo^T + b. attn_backward: dn = beta dn + ...; n and dn may be the
+ * same when beta is 0. */
+enum code attn_forward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_views *v,
+                       const struct kv_layer *kv, struct view n) MUST_USE;
+enum code attn_output(const struct block_env *env, const struct block_params *w, const struct block_views *v, struct view out, float beta) MUST_USE;
+enum code attn_backward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_params *dw,
+                        const struct block_views *v, struct view dy, struct view n, struct view dn, float beta) MUST_USE;
+/* mlp.c: mlp_forward leaves gate|up in keep, mlp_output = beta out + h Wdown^T + b. */
+enum code mlp_forward(const struct block_env *env, const struct block_params *w, const struct block_views *v, struct view n) MUST_USE;
+enum code mlp_output(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_views *v,
+                     struct view out, float beta) MUST_USE;
+enum code mlp_backward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_params *dw,
+                       const struct block_views *v, struct view dy, struct view n, struct view dn, float beta) MUST_USE;
+/* Of y = x w^T + b: dw += alpha dy^T x, db += columns of dy, dx = alpha dy w + beta dx (dx p NULL: not wanted). x is read before dx is
+ * written. */
+enum code linear_backward(const struct block_env *env, struct view dx, struct view dw, struct view db, struct view dy, struct view x,
+                          struct view w, float alpha, float beta) MUST_USE;
+
+/* embed.c: keep[0].x from ids and positions, and the gradient in env.d into the tables. */
+enum code embed_forward(struct model *m) MUST_USE;
+enum code embed_backward(struct model *m) MUST_USE;
+/* head.c. What the head reads, for rows of the last block's output: the final norm into n (with its statistics; sum, p NULL or not, gets
+ * what it normalises), then the projection to the embedding's width. */
+struct head_norm { struct view n, sum, mean, rstd; };
+enum code head_input(struct model *m, struct block_output rows, const struct head_norm *norm, struct view *hidden) MUST_USE;
+/* Of all rows of the pass, without statistics. */
+enum code head_input_all(struct model *m, struct view *hidden) MUST_USE;
+/* Loss and the gradient of the last block's output into env.d. */
+enum code head_forward_backward(struct model *m, const float *inv_count, double *loss_sum, int64_t *count) MUST_USE;
+
 static inline int64_t qkv_width(const struct arch_block *b) { return (b->H + 2 * b->G) * b->D; }
+static inline int64_t embed_width(const struct arch *a) { return a->embed_proj ? a->embed_proj : a->C; }
+static inline int is_parallel(const struct arch *a) { return a->residual != RESIDUAL_SEQUENTIAL; }
+/* 1 when q, k or v are not what the projection gives. */
+static inline int changes_qkv(const struct arch *a) { return a->qk_norm != QK_NORM_NONE || a->clip_qkv > 0.0; }
 static inline int64_t in_width(const struct arch *a, const struct arch_block *b) { return mlp_is_gated(a->mlp) ? 2 * b->F : b->F; }
 /* A contiguous activation [n0,n1]. */
 static inline struct view act_2d(const struct block_env *e, void *p, int64_t n0, int64_t n1) { return view_2d(p, e->act, n0, n1); }
@@ -163,8 +220,10 @@ static inline int norm_has_mean(enum norm_kind k) { return k == NORM_LAYER || k 
 /* forward.c. Puts the batch on the device and sets env for it (positions NULL: 0..T-1; segments, targets NULL: none). */
 enum code pass_begin(struct model *m, int64_t B, int64_t T, const int32_t *ids, const int32_t *positions, const int32_t *segments,
                      const int32_t *targets) MUST_USE;
-/* Embedding and all blocks: the hidden state before the final norm is keep[L-1].mid + env.branch. */
+/* Embedding and all blocks. */
 enum code pass_blocks(struct model *m) MUST_USE;
+/* Of the last block of the pass. */
+struct block_output pass_output(const struct model *m);
 struct xent_args model_xent_args(const struct model *m);
 
 #endif

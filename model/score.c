@@ -3,7 +3,6 @@
 
 enum code model_score(struct model *m, const struct batch *b, struct view logp, double *loss_sum, int64_t *count)
 {
-    const struct arch *a = &m->arch;
     int64_t N = b->B * b->T;
     if (b->B > m->options.B || b->T > m->options.T)
         return fail(ERR_USAGE, "a batch of %lld x %lld does not fit the model opened for %lld x %lld", (long long)b->B, (long long)b->T,
@@ -11,14 +10,13 @@ enum code model_score(struct model *m, const struct batch *b, struct view logp, 
     TRY(pass_begin(m, b->B, b->T, b->ids, b->positions, b->segments, b->targets));
     TRY(pass_blocks(m));
     const struct block_env *e = &m->env;
-    struct view n = act_2d(e, e->n, N, a->C), none = view_none();
-    struct view mid = act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C), branch = act_2d(e, e->branch, N, a->C);
+    struct view none = view_none(), hidden;
     struct view p = logp.p ? view_1d(m->logp, DT_F32, N) : none;
     struct score_sums sums = {*loss_sum, *count}; /* the device goes on adding to them: one order of additions over all batches */
-    TRY(m->be->norm_fwd(m->dev, n, none, none, none, mid, branch, m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
+    TRY(head_input_all(m, &hidden));
     struct xent_args args = model_xent_args(m);
     TRY(m->be->device_copy(m->dev, m->sums, &sums, sizeof sums));
-    TRY(m->be->xent(m->dev, &m->sums->loss, &m->sums->count, p, none, none, n, m->value.head, view_1d(m->targets, DT_I32, N), &args, e->scratch));
+    TRY(m->be->xent(m->dev, &m->sums->loss, &m->sums->count, p, none, none, hidden, m->value.head, view_1d(m->targets, DT_I32, N), &args, e->scratch));
     if (logp.p)
         TRY(m->be->device_copy(m->dev, logp.p, m->logp, (size_t)N * sizeof(float)));
     TRY(m->be->device_copy(m->dev, &sums, m->sums, sizeof sums));

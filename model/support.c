@@ -1,5 +1,5 @@
-/* What of struct arch the transformer does: pre-norm decoders with sequential residuals. Everything else is refused here, by
- * the name of the field, so that the code of the blocks holds no half-done cases. */
+/* What of struct arch the transformer does: decoders, with the combinations of norms, residuals and positions that families use.
+ * Everything else is refused here, by the name of the field, so that the code of the blocks holds no half-done cases. */
 #include "parts.h"
 
 static enum code refuse(const struct arch *a, const char *what, const char *field)
@@ -17,8 +17,6 @@ static enum code block_supported(const struct arch *a, const struct arch_block *
         return refuse(a, "attention with global tokens", "block.global_tokens");
     if (b->blocksparse)
         return refuse(a, "block-sparse attention", "block.blocksparse");
-    if (b->scale > 0.0)
-        return refuse(a, "a softmax scale by layer", "block.scale");
     if (b->cross)
         return refuse(a, "cross-attention", "block.cross");
     if (a->pos == POS_ROPE && (a->rope.dims > b->D || a->rope.dims < 2 || a->rope.dims % 2))
@@ -33,26 +31,16 @@ static enum code arch_supported(const struct arch *a)
         return refuse(a, "an encoder stack", "stack[1].present");
     if (!a->stack[STACK_DEC].causal)
         return refuse(a, "attention that is not causal", "stack[0].causal");
-    if (a->norm_place != NORM_PRE)
-        return refuse(a, "norms after the sublayer", "norm_place");
-    if (a->residual != RESIDUAL_SEQUENTIAL)
-        return refuse(a, "attention and MLP in parallel", "residual");
-    if (a->pos == POS_ALIBI)
-        return refuse(a, "ALiBi positions", "pos");
+    if (a->norm_place != NORM_PRE && a->residual != RESIDUAL_SEQUENTIAL)
+        return refuse(a, "attention and MLP in parallel with norms after them", "residual");
     if (a->pos == POS_REL_BIAS)
         return refuse(a, "relative position biases", "pos");
-    if (a->qk_norm != QK_NORM_NONE)
-        return refuse(a, "norms on queries and keys", "qk_norm");
-    if (a->clip_qkv != 0.0)
-        return refuse(a, "clipped queries, keys and values", "clip_qkv");
-    if (a->embed_norm)
-        return refuse(a, "a norm after the embedding", "embed_norm");
-    if (a->embed_proj)
-        return refuse(a, "an embedding of another width", "embed_proj");
     if ((a->bias & qkv) && (a->bias & qkv) != qkv)
         return refuse(a, "a bias on some but not all of q, k and v", "bias");
     if (a->residual_scale != 1.0 && (a->bias & (BIAS_O | BIAS_MLP_OUT)))
         return refuse(a, "a scaled residual with output biases", "residual_scale");
+    if (a->residual_scale != 1.0 && a->norm_place != NORM_PRE)
+        return refuse(a, "a scaled residual with norms after the sublayers", "residual_scale");
     if (a->logit_scale != 1.0 && (a->bias & BIAS_HEAD))
         return refuse(a, "scaled logits with a head bias", "logit_scale");
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++)

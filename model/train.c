@@ -1,25 +1,6 @@
 /* One micro-batch: forward, loss, backward into the flat gradient. */
 #include "parts.h"
 
-/* Final norm (into n, its input into u), loss, and the gradient of the last block's output into d. */
-static enum code head_forward_backward(struct model *m, const float *inv_count, double *loss_sum, int64_t *count)
-{
-    const struct arch *a = &m->arch;
-    const struct block_env *e = &m->env;
-    int64_t N = e->B * e->T;
-    struct view n = act_2d(e, e->n, N, a->C), x = act_2d(e, e->u, N, a->C), none = view_none();
-    struct view branch = act_2d(e, e->branch, N, a->C), d = act_2d(e, e->d, N, a->C), dn = branch;
-    struct view mid = act_2d(e, m->keep[a->stack[STACK_DEC].L - 1].mid, N, a->C);
-    struct view mean = view_1d(m->final_mean, DT_F32, N), rstd = view_1d(m->final_rstd, DT_F32, N);
-    struct xent_args args = model_xent_args(m);
-    args.inv_count = inv_count;
-    args.dbias = m->grad.head_b;
-
-    TRY(m->be->norm_fwd(m->dev, n, x, mean, rstd, mid, branch, m->value.final_norm_w, m->value.final_norm_b, a->norm, (float)a->norm_eps));
-    TRY(m->be->xent(m->dev, loss_sum, count, none, dn, m->grad.head, n, m->value.head, view_1d(m->targets, DT_I32, N), &args, e->scratch));
-    return m->be->norm_bwd(m->dev, d, m->grad.final_norm_w, m->grad.final_norm_b, dn, none, x, m->value.final_norm_w, mean, rstd, a->norm);
-}
-
 /* Tells the listener that the gradients of the tensors of `layer` are final: -1 what comes before the layers, L what comes after. */
 static void announce(const struct model *m, int64_t layer)
 {
@@ -67,9 +48,7 @@ enum code model_forward_backward(struct model *m, const struct batch *b, const f
     TRY(head_forward_backward(m, inv_count, loss_sum, count));
     announce(m, m->arch.stack[STACK_DEC].L);
     TRY(blocks_backward(m));
-    int64_t N = b->B * b->T;
-    TRY(m->be->embed_bwd(m->dev, m->grad.embed, m->grad.pos, act_2d(&m->env, m->env.d, N, m->arch.C), m->env.ids, m->env.pos,
-                         (float)m->arch.embed_scale));
+    TRY(embed_backward(m));
     announce(m, -1);
     return OK;
 }
