@@ -28,14 +28,9 @@ static void test_refusals(void **state)
     assert_ok(be->device_open(&dev, &device));
     REFUSED("stack[1]", a.stack[STACK_ENC].present = 1);
     REFUSED("causal", a.stack[STACK_DEC].causal = 0);
-    REFUSED("norm_place", a.norm_place = NORM_POST_SUBLAYER);
-    REFUSED("residual", a.residual = RESIDUAL_PARALLEL_ONE_NORM);
-    REFUSED("ALiBi", a.pos = POS_ALIBI);
+    REFUSED("residual", (a.residual = RESIDUAL_PARALLEL_ONE_NORM, a.norm_place = NORM_POST_SUBLAYER));
+    REFUSED("residual_scale", (a.residual_scale = 0.5, a.norm_place = NORM_POST_RESIDUAL));
     REFUSED("relative", a.pos = POS_REL_BIAS);
-    REFUSED("qk_norm", a.qk_norm = QK_NORM_HEAD);
-    REFUSED("clip_qkv", a.clip_qkv = 8.0);
-    REFUSED("embed_norm", a.embed_norm = 1);
-    REFUSED("embed_proj", a.embed_proj = 12);
     REFUSED("not all of q, k and v", a.bias = BIAS_Q | BIAS_V);
     REFUSED("residual_scale", (a.residual_scale = 0.5, a.bias = BIAS_O));
     REFUSED("logit_scale", (a.logit_scale = 0.5, a.bias = BIAS_HEAD));

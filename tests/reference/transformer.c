@@ -50,7 +50,7 @@ void reference_model_fill(struct reference_model *m, uint64_t seed)
     for (int i = 0; i < m->count; i++) {
         struct reference_tensor *t = &m->tensor[i];
         int norm_weight = strstr(t->name, "norm.w") != NULL, bias = t->name[strlen(t->name) - 1] == 'b';
-        double size = norm_weight ? 0.2 : bias ? 0.3 : strstr(t->name, "embed") || strstr(t->name, "pos") ? 1.0 : 0.25;
+        double size = norm_weight ? 0.2 : bias ? 0.3 : strstr(t->name, "proj") ? 0.25 : strstr(t->name, "embed") || strstr(t->name, "pos") ? 1.0 : 0.25;
         double centre = norm_weight && m->arch->norm != NORM_RMS1P ? 1.0 : 0.0;
         for (int64_t k = 0; k < t->n; k++) {
             float x;
@@ -67,19 +67,29 @@ static const double *layer_tensor(const struct reference_model *m, int64_t l, co
     return reference_tensor(m, full);
 }
 
-static void norm(const struct reference_model *m, double *y, const double *x, const double *w, const double *b)
+/* A norm of the arch's kind over n numbers; y may be x. */
+static void norm(const struct reference_model *m, double *y, const double *x, const double *w, const double *b, int64_t n)
 {
-    int64_t C = m->arch->C;
     double mean = 0.0, square = 0.0;
     int centred = m->arch->norm == NORM_LAYER || m->arch->norm == NORM_LAYER_NOP;
-    for (int64_t c = 0; centred && c < C; c++)
-        mean += x[c] / (double)C;
-    for (int64_t c = 0; c < C; c++)
-        square += (x[c] - mean) * (x[c] - mean) / (double)C;
-    for (int64_t c = 0; c < C; c++) {
+    for (int64_t c = 0; centred && c < n; c++)
+        mean += x[c] / (double)n;
+    for (int64_t c = 0; c < n; c++)
+        square += (x[c] - mean) * (x[c] - mean) / (double)n;
+    for (int64_t c = 0; c < n; c++) {
         double z = (x[c] - mean) / sqrt(square + m->arch->norm_eps);
         y[c] = z * (m->arch->norm == NORM_RMS1P ? 1.0 + w[c] : w ? w[c] : 1.0) + (b ? b[c] : 0.0);
     }
+}
+
+/* The norms of T rows, weights by the norm's name: "attn_norm", "mlp_norm". */
+static void layer_norm_rows(const struct reference_model *m, int64_t l, const char *name, int64_t T, double *y, const double *x)
+{
+    char w[32], b[32];
+    snprintf(w, sizeof w, "%s.w", name);
+    snprintf(b, sizeof b, "%s.b", name);
+    for (int64_t t = 0; t < T; t++)
+        norm(m, y + t * m->arch->C, x + t * m->arch->C, layer_tensor(m, l, w), layer_tensor(m, l, b), m->arch->C);
 }
 
 static void linear(double *y, const double *w, const double *b, const double *x, int64_t out, int64_t in)
@@ -115,18 +125,29 @@ static double activation(enum mlp_kind k, double x)
     return (double)NAN;
 }
 
+/* Press et al. 2022; their code's recursion for a number of heads that is no power of two, generalised to bias_max. */
+static double alibi_slope(const struct arch *a, int64_t H, int64_t h)
+{
+    int64_t n = 1;
+    while (n * 2 <= H)
+        n *= 2;
+    double start = pow(2.0, -a->alibi_bias_max / (double)n), between = sqrt(start);
+    return h < n ? pow(start, (double)(h + 1)) : pow(between, (double)(2 * (h - n) + 1));
+}
+
 static void attend_row(const struct arch *a, const struct arch_block *b, double *out, const double *q, const double *k, const double *v,
                        int64_t t, const int32_t *segment)
 {
-    double *p = doubles(t + 1);
+    double *p = doubles(t + 1), scale = b->scale > 0.0 ? b->scale : a->attn_scale;
     for (int64_t h = 0; h < b->H; h++) {
         int64_t g = h * b->G / b->H;
-        double top = -HUGE_VAL, sum = 0.0;
+        double top = -HUGE_VAL, sum = 0.0, slope = a->pos == POS_ALIBI ? alibi_slope(a, b->H, h) : 0.0;
         for (int64_t s = 0; s <= t; s++) {
             int visible = (!segment || segment[s] == segment[t]) && (b->window == 0 || t - s < b->window);
-            p[s] = visible ? 0.0 : -HUGE_VAL;
+            double dot = 0.0, bias = slope * (double)(s - t);
             for (int64_t d = 0; visible && d < b->D; d++)
-                p[s] += a->attn_scale * q[(t * b->H + h) * b->D + d] * k[(s * b->G + g) * b->D + d];
+                dot += q[(t * b->H + h) * b->D + d] * k[(s * b->G + g) * b->D + d];
+            p[s] = !visible ? -HUGE_VAL : a->alibi_scaled ? (dot + bias) * scale : dot * scale + bias;
             top = fmax(top, p[s]);
         }
         for (int64_t s = 0; s <= t; s++)
@@ -141,76 +162,164 @@ static void attend_row(const struct arch *a, const struct arch_block *b, double 
     free(p);
 }
 
-static void attention_block(const struct reference_model *m, int64_t l, int64_t T, double *x, const int32_t *positions, const int32_t *segments)
+static void clip(const struct arch *a, double *x, int64_t n)
 {
-    const struct arch *a = m->arch;
-    const struct arch_block *b = &a->stack[STACK_DEC].block[l];
-    int64_t C = a->C, HD = b->H * b->D, GD = b->G * b->D;
-    double *n = doubles(C), *q = doubles(T * HD), *k = doubles(T * GD), *v = doubles(T * GD), *o = doubles(HD), *y = doubles(C);
-    for (int64_t t = 0; t < T; t++) {
-        norm(m, n, x + t * C, layer_tensor(m, l, "attn_norm.w"), layer_tensor(m, l, "attn_norm.b"));
-        linear(q + t * HD, layer_tensor(m, l, "attn.q.w"), layer_tensor(m, l, "attn.q.b"), n, HD, C);
-        linear(k + t * GD, layer_tensor(m, l, "attn.k.w"), layer_tensor(m, l, "attn.k.b"), n, GD, C);
-        linear(v + t * GD, layer_tensor(m, l, "attn.v.w"), layer_tensor(m, l, "attn.v.b"), n, GD, C);
-        for (int64_t h = 0; a->pos == POS_ROPE && h < b->H; h++)
-            rotate(a, q + t * HD + h * b->D, positions ? positions[t] : (int32_t)t);
-        for (int64_t g = 0; a->pos == POS_ROPE && g < b->G; g++)
-            rotate(a, k + t * GD + g * b->D, positions ? positions[t] : (int32_t)t);
-    }
-    for (int64_t t = 0; t < T; t++) {
-        attend_row(a, b, o, q, k, v, t, segments);
-        linear(y, layer_tensor(m, l, "attn.o.w"), layer_tensor(m, l, "attn.o.b"), o, C, HD);
-        for (int64_t c = 0; c < C; c++)
-            x[t * C + c] += a->residual_scale * y[c];
-    }
-    free(n), free(q), free(k), free(v), free(o), free(y);
+    for (int64_t i = 0; a->clip_qkv > 0.0 && i < n; i++)
+        x[i] = fmin(fmax(x[i], -a->clip_qkv), a->clip_qkv);
 }
 
-static void mlp_block(const struct reference_model *m, int64_t l, int64_t T, double *x)
+/* The norm of a row of queries (or keys): `heads` of them. */
+static void qk_norm(const struct reference_model *m, double *x, const double *w, int64_t heads, int64_t D)
+{
+    enum qk_norm_kind kind = m->arch->qk_norm;
+    if (kind == QK_NORM_FULL)
+        norm(m, x, x, w, NULL, heads * D);
+    for (int64_t h = 0; (kind == QK_NORM_HEAD || kind == QK_NORM_PER_HEAD) && h < heads; h++)
+        norm(m, x + h * D, x + h * D, kind == QK_NORM_PER_HEAD ? w + h * D : w, NULL, D);
+}
+
+/* One projection of T rows, as attention reads it: "attn.q", "attn.k" or "attn.v". */
+static double *projection(const struct reference_model *m, int64_t l, const char *name, int64_t heads, int64_t T, const double *x,
+                          const int32_t *positions)
+{
+    const struct arch *a = m->arch;
+    int64_t D = a->stack[STACK_DEC].block[l].D, C = a->C;
+    char w[32], b[32], weight[32];
+    double *y = doubles(T * heads * D);
+    snprintf(w, sizeof w, "%s.w", name);
+    snprintf(b, sizeof b, "%s.b", name);
+    snprintf(weight, sizeof weight, "%s_norm.w", name);
+    for (int64_t t = 0; t < T; t++) {
+        double *row = y + t * heads * D;
+        linear(row, layer_tensor(m, l, w), layer_tensor(m, l, b), x + t * C, heads * D, C);
+        clip(a, row, heads * D);
+        if (!strcmp(name, "attn.v"))
+            continue;
+        qk_norm(m, row, layer_tensor(m, l, weight), heads, D);
+        for (int64_t h = 0; a->pos == POS_ROPE && h < heads; h++)
+            rotate(a, row + h * D, positions ? positions[t] : (int32_t)t);
+    }
+    return y;
+}
+
+/* y = attention(x), T rows of C. */
+static void attention(const struct reference_model *m, int64_t l, int64_t T, double *y, const double *x, const int32_t *positions,
+                      const int32_t *segments)
+{
+    const struct arch_block *b = &m->arch->stack[STACK_DEC].block[l];
+    double *q = projection(m, l, "attn.q", b->H, T, x, positions), *k = projection(m, l, "attn.k", b->G, T, x, positions);
+    double *v = projection(m, l, "attn.v", b->G, T, x, positions), *o = doubles(b->H * b->D);
+    for (int64_t t = 0; t < T; t++) {
+        attend_row(m->arch, b, o, q, k, v, t, segments);
+        linear(y + t * m->arch->C, layer_tensor(m, l, "attn.o.w"), layer_tensor(m, l, "attn.o.b"), o, m->arch->C, b->H * b->D);
+    }
+    free(q), free(k), free(v), free(o);
+}
+
+/* y = MLP(x), T rows of C. */
+static void mlp(const struct reference_model *m, int64_t l, int64_t T, double *y, const double *x)
 {
     const struct arch *a = m->arch;
     int64_t C = a->C, F = a->stack[STACK_DEC].block[l].F;
-    double *n = doubles(C), *gate = doubles(F), *up = doubles(F), *y = doubles(C);
+    double *gate = doubles(F), *up = doubles(F);
     for (int64_t t = 0; t < T; t++) {
-        norm(m, n, x + t * C, layer_tensor(m, l, "mlp_norm.w"), layer_tensor(m, l, "mlp_norm.b"));
-        linear(up, layer_tensor(m, l, "mlp.up.w"), layer_tensor(m, l, "mlp.up.b"), n, F, C);
+        linear(up, layer_tensor(m, l, "mlp.up.w"), layer_tensor(m, l, "mlp.up.b"), x + t * C, F, C);
         if (mlp_is_gated(a->mlp))
-            linear(gate, layer_tensor(m, l, "mlp.gate.w"), layer_tensor(m, l, "mlp.gate.b"), n, F, C);
+            linear(gate, layer_tensor(m, l, "mlp.gate.w"), layer_tensor(m, l, "mlp.gate.b"), x + t * C, F, C);
         for (int64_t f = 0; f < F; f++)
             up[f] = mlp_is_gated(a->mlp) ? activation(a->mlp, gate[f]) * up[f] : activation(a->mlp, up[f]);
-        linear(y, layer_tensor(m, l, "mlp.down.w"), layer_tensor(m, l, "mlp.down.b"), up, C, F);
-        for (int64_t c = 0; c < C; c++)
-            x[t * C + c] += a->residual_scale * y[c];
+        linear(y + t * C, layer_tensor(m, l, "mlp.down.w"), layer_tensor(m, l, "mlp.down.b"), up, C, F);
     }
-    free(n), free(gate), free(up), free(y);
+    free(gate), free(up);
+}
+
+/* x += residual_scale y */
+static void residual(const struct reference_model *m, int64_t T, double *x, const double *y)
+{
+    for (int64_t i = 0; i < T * m->arch->C; i++)
+        x[i] += m->arch->residual_scale * y[i];
+}
+
+static void block(const struct reference_model *m, int64_t l, int64_t T, double *x, const int32_t *positions, const int32_t *segments)
+{
+    const struct arch *a = m->arch;
+    int64_t C = a->C;
+    double *n = doubles(T * C), *y = doubles(T * C), *z = doubles(T * C);
+    if (a->residual != RESIDUAL_SEQUENTIAL) { /* x + attention(n1(x)) + mlp(n2(x)) */
+        layer_norm_rows(m, l, "attn_norm", T, n, x);
+        attention(m, l, T, y, n, positions, segments);
+        layer_norm_rows(m, l, a->residual == RESIDUAL_PARALLEL_TWO_NORMS ? "mlp_norm" : "attn_norm", T, n, x);
+        mlp(m, l, T, z, n);
+        residual(m, T, x, y);
+        residual(m, T, x, z);
+    } else if (a->norm_place == NORM_PRE) { /* x + attention(n1(x)), then x + mlp(n2(x)) */
+        layer_norm_rows(m, l, "attn_norm", T, n, x);
+        attention(m, l, T, y, n, positions, segments);
+        residual(m, T, x, y);
+        layer_norm_rows(m, l, "mlp_norm", T, n, x);
+        mlp(m, l, T, y, n);
+        residual(m, T, x, y);
+    } else if (a->norm_place == NORM_POST_SUBLAYER) { /* x + n1(attention(x)), then x + n2(mlp(x)) */
+        attention(m, l, T, y, x, positions, segments);
+        layer_norm_rows(m, l, "attn_norm", T, n, y);
+        residual(m, T, x, n);
+        mlp(m, l, T, y, x);
+        layer_norm_rows(m, l, "mlp_norm", T, n, y);
+        residual(m, T, x, n);
+    } else { /* n1(x + attention(x)), then n2(x + mlp(x)) */
+        attention(m, l, T, y, x, positions, segments);
+        residual(m, T, x, y);
+        layer_norm_rows(m, l, "attn_norm", T, x, x);
+        mlp(m, l, T, y, x);
+        residual(m, T, x, y);
+        layer_norm_rows(m, l, "mlp_norm", T, x, x);
+    }
+    free(n), free(y), free(z);
+}
+
+/* The row of the residual stream that a token starts with. */
+static void embedding(const struct reference_model *m, double *x, int32_t id, int64_t position)
+{
+    const struct arch *a = m->arch;
+    int64_t C = a->C, E = a->embed_proj ? a->embed_proj : C;
+    const double *row = reference_tensor(m, "embed.weight") + id * E, *table = reference_tensor(m, "pos.weight");
+    if (a->embed_proj)
+        linear(x, reference_tensor(m, "embed_proj_in.w"), NULL, row, C, E);
+    for (int64_t c = 0; c < C; c++)
+        x[c] = a->embed_scale * (a->embed_proj ? x[c] : row[c]) + (table ? table[(position + a->pos_offset) * C + c] : 0.0);
+    if (a->embed_norm)
+        norm(m, x, x, reference_tensor(m, "embed_norm.w"), reference_tensor(m, "embed_norm.b"), C);
+}
+
+/* The logits of one row of the residual stream, which is overwritten. */
+static void head(const struct reference_model *m, double *logits, double *x)
+{
+    const struct arch *a = m->arch;
+    int64_t C = a->C, E = a->embed_proj ? a->embed_proj : C;
+    double *narrow = doubles(E);
+    if (a->norm_place != NORM_POST_RESIDUAL)
+        norm(m, x, x, reference_tensor(m, "dec.final_norm.w"), reference_tensor(m, "dec.final_norm.b"), C);
+    if (a->embed_proj)
+        linear(narrow, reference_tensor(m, "embed_proj_out.w"), NULL, x, E, C);
+    linear(logits, reference_tensor(m, a->tied ? "embed.weight" : "head.w"), NULL, a->embed_proj ? narrow : x, a->V, E);
+    for (int64_t v = 0; v < a->V; v++) {
+        double z = a->logit_scale * logits[v] + (a->bias & BIAS_HEAD ? reference_tensor(m, "head.b")[v] : 0.0);
+        logits[v] = a->logit_softcap > 0.0 ? a->logit_softcap * tanh(z / a->logit_softcap) : z;
+    }
+    free(narrow);
 }
 
 static void sequence_logits(const struct reference_model *m, int64_t T, const int32_t *ids, const int32_t *positions,
                             const int32_t *segments, double *logits)
 {
-    const struct arch *a = m->arch;
-    int64_t C = a->C;
-    double *x = doubles(T * C), *n = doubles(C);
-    const double *embed = reference_tensor(m, "embed.weight"), *table = reference_tensor(m, "pos.weight");
-    const double *head = a->tied ? embed : reference_tensor(m, "head.w");
+    double *x = doubles(T * m->arch->C);
     for (int64_t t = 0; t < T; t++)
-        for (int64_t c = 0; c < C; c++) {
-            int64_t position = positions ? positions[t] : t;
-            x[t * C + c] = a->embed_scale * embed[ids[t] * C + c] + (table ? table[(position + a->pos_offset) * C + c] : 0.0);
-        }
-    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
-        attention_block(m, l, T, x, positions, segments);
-        mlp_block(m, l, T, x);
-    }
-    for (int64_t t = 0; t < T; t++) {
-        norm(m, n, x + t * C, reference_tensor(m, "dec.final_norm.w"), reference_tensor(m, "dec.final_norm.b"));
-        linear(logits + t * a->V, head, NULL, n, a->V, C);
-        for (int64_t v = 0; v < a->V; v++) {
-            double z = a->logit_scale * logits[t * a->V + v] + (a->bias & BIAS_HEAD ? reference_tensor(m, "head.b")[v] : 0.0);
-            logits[t * a->V + v] = a->logit_softcap > 0.0 ? a->logit_softcap * tanh(z / a->logit_softcap) : z;
-        }
-    }
-    free(x), free(n);
+        embedding(m, x + t * m->arch->C, ids[t], positions ? positions[t] : t);
+    for (int64_t l = 0; l < m->arch->stack[STACK_DEC].L; l++)
+        block(m, l, T, x, positions, segments);
+    for (int64_t t = 0; t < T; t++)
+        head(m, logits + t * m->arch->V, x + t * m->arch->C);
+    free(x);
 }
 
 void reference_logits(const struct reference_model *m, int64_t B, int64_t T, const int32_t *ids, const int32_t *positions,
