@@ -37,7 +37,8 @@ struct family {
     const char *groups_key;         /* "num_key_value_heads"; inserted after heads_key when the source lacks it */
     const char *heads_key;
     const char *prefix; /* NULL, or what file names may also lack, as place() says them: "transformer." of a bare GPT2Model */
-    /* Fills everything of a (after memset 0; calls arch_init) but source_config and dtype. arch_check runs after it. */
+    /* Fills everything of a (after memset 0; calls arch_init) but source_config and dtype; V with what an absent vocab_size means (0:
+     * it is required). arch_check runs after it. */
     enum code (*read)(struct arch *a, const json_t *config, const char *where);
     void (*place)(const struct arch *a, const struct tensor_spec *spec, struct family_place *place);
     int (*ignores)(const struct arch *a, const char *name); /* 1: a buffer or duplicate that carries nothing */

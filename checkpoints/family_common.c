@@ -7,26 +7,29 @@
 
 /* ---- config.json -> arch ------------------------------------------------------------------------------------------ */
 
+static enum code dim_read(const json_t *config, const char *where, const char *key, int64_t absent, int64_t *out)
+{
+    *out = absent;
+    if (!key)
+        return OK;
+    return absent ? json_want_i64(config, where, key, 1, INT32_MAX, out) : json_need_i64(config, where, key, 1, INT32_MAX, out);
+}
+
 enum code family_dims_read(struct arch *a, const json_t *config, const char *where, const struct family_dims *d)
 {
     const char *type;
-    int64_t L, H, F = 0, D = 0, G = 0;
+    int64_t L, H, F, D = 0, G = 0;
     TRY(json_need_str(config, where, "model_type", &type));
-    TRY(json_need_i64(config, where, d->L, 1, INT32_MAX, &L));
+    TRY(dim_read(config, where, d->L, d->L_absent, &L));
     enum code c = arch_init(a, L);
     if (c != OK)
         return fail_in(c, "%s", where);
     snprintf(a->family, sizeof a->family, "%s", type);
-    TRY(json_need_i64(config, where, d->C, 1, INT32_MAX, &a->C));
-    TRY(json_need_i64(config, where, d->H, 1, INT32_MAX, &H));
-
-    F = d->F_times * a->C;
-    if (d->F)
-        TRY(F ? json_want_i64(config, where, d->F, 1, INT32_MAX, &F) : json_need_i64(config, where, d->F, 1, INT32_MAX, &F));
-    a->max_positions = d->P_absent;
-    if (d->P)
-        TRY(d->P_absent ? json_want_i64(config, where, d->P, 1, INT32_MAX, &a->max_positions)
-                        : json_need_i64(config, where, d->P, 1, INT32_MAX, &a->max_positions));
+    a->V = d->V_absent;
+    TRY(dim_read(config, where, d->C, d->C_absent, &a->C));
+    TRY(dim_read(config, where, d->H, d->H_absent, &H));
+    TRY(dim_read(config, where, d->F, d->F_times ? d->F_times * a->C : d->F_absent, &F));
+    TRY(dim_read(config, where, d->P, d->P_absent, &a->max_positions));
     if (d->G && !json_object_get(config, d->G))
         G = d->G_absent;
     if (d->G)

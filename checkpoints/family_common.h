@@ -7,14 +7,15 @@
 
 /* ---- config.json -> arch ------------------------------------------------------------------------------------------ */
 
-/* The config's keys for the dimensions (NULL: the family has no such key) and what holds when a key is absent. */
+/* The config's keys for the dimensions (NULL: the family has no such key), and what the class takes when a key is absent (0: it is
+ * required, unless said otherwise). */
 struct family_dims {
     const char *C, *L, *H, *F, *P; /* P: max_positions */
     const char *G, *D;
+    int64_t V_absent, C_absent, L_absent, H_absent, F_absent, P_absent;
+    int64_t F_times;  /* F = F_times * C when absent or null */
     int64_t G_absent; /* 0: as many as query heads, which null always means */
     int64_t D_absent; /* 0: C / H */
-    int64_t F_times;  /* F = F_times * C when absent or null; 0: the key is required */
-    int64_t P_absent; /* 0: the key is required */
 };
 #define FAMILY_DIMS_USUAL                                                                                                        \
     .C = "hidden_size", .L = "num_hidden_layers", .H = "num_attention_heads", .F = "intermediate_size", .P = "max_position_embeddings", \

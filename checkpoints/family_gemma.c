@@ -9,7 +9,8 @@
 
 static const char *const TYPES[] = {"gemma", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "hidden_activation", "rms_norm_eps", "attention_bias", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 8192, .G_absent = 16, .D_absent = 256};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 256000, .C_absent = 3072, .F_absent = 24576, .L_absent = 28, .H_absent = 16,
+                                        .P_absent = 8192, .G_absent = 16, .D_absent = 256};
 
 static double embed_scale(int64_t C, enum dtype dtype)
 {

@@ -10,8 +10,10 @@
 static const char *const TYPES[] = {"llama", "mistral", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "rms_norm_eps", "attention_bias", "mlp_bias",
                                    "sliding_window", "layer_types", NULL};
-static const struct family_dims LLAMA = {FAMILY_DIMS_USUAL, .P_absent = 2048};
-static const struct family_dims MISTRAL = {FAMILY_DIMS_USUAL, .P_absent = 131072, .G_absent = 8};
+static const struct family_dims LLAMA = {FAMILY_DIMS_USUAL, .V_absent = 32000, .C_absent = 4096, .F_absent = 11008, .L_absent = 32, .H_absent = 32,
+                                         .P_absent = 2048};
+static const struct family_dims MISTRAL = {FAMILY_DIMS_USUAL, .V_absent = 32000, .C_absent = 4096, .F_absent = 14336, .L_absent = 32, .H_absent = 32,
+                                           .P_absent = 131072, .G_absent = 8};
 
 static enum code llama_read(struct arch *a, const json_t *config, const char *where)
 {

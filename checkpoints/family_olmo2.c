@@ -5,7 +5,8 @@
 
 static const char *const TYPES[] = {"olmo2", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "rms_norm_eps", "attention_bias", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 2048};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 50304, .C_absent = 4096, .F_absent = 11008, .L_absent = 32, .H_absent = 32,
+                                        .P_absent = 2048};
 
 static enum code olmo2_read(struct arch *a, const json_t *config, const char *where)
 {

@@ -7,7 +7,8 @@
 static const char *const TYPES[] = {"phi", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "layer_norm_eps", "partial_rotary_factor",
                                    "qk_layernorm", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 2048};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 51200, .C_absent = 2048, .F_absent = 8192, .L_absent = 24, .H_absent = 32,
+                                        .P_absent = 2048};
 
 static const char *const NAMES[T_SLOTS] = {
     [T_EMBED] = "model.embed_tokens.weight",

@@ -6,7 +6,8 @@
 static const char *const TYPES[] = {"phi3", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "rms_norm_eps", "partial_rotary_factor",
                                    "sliding_window", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 4096};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 32064, .C_absent = 3072, .F_absent = 8192, .L_absent = 32, .H_absent = 32,
+                                        .P_absent = 4096};
 
 static enum code phi3_read(struct arch *a, const json_t *config, const char *where)
 {

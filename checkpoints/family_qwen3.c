@@ -5,7 +5,8 @@
 static const char *const TYPES[] = {"qwen3", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, FAMILY_KEYS_SWITCHED_WINDOWS, "hidden_act", "rms_norm_eps",
                                    "attention_bias", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 32768, .G_absent = 32, .D_absent = 128};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 151936, .C_absent = 4096, .F_absent = 22016, .L_absent = 32, .H_absent = 32,
+                                        .P_absent = 32768, .G_absent = 32, .D_absent = 128};
 
 static enum code qwen3_read(struct arch *a, const json_t *config, const char *where)
 {

@@ -7,7 +7,8 @@
 static const char *const TYPES[] = {"stablelm", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "layer_norm_eps", "partial_rotary_factor",
                                    "use_qkv_bias", "qk_layernorm", "use_parallel_residual", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 4096, .G_absent = 32};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 50304, .C_absent = 2560, .F_absent = 6912, .L_absent = 32, .H_absent = 32,
+                                        .P_absent = 4096, .G_absent = 32};
 
 static enum code stablelm_read(struct arch *a, const json_t *config, const char *where)
 {

@@ -6,7 +6,8 @@
 static const char *const TYPES[] = {"starcoder2", NULL};
 static const char *const KEYS[] = {FAMILY_KEYS_DIMS, FAMILY_KEYS_ROPE, "hidden_act", "norm_epsilon", "use_bias", "sliding_window",
                                    "mlp_type", "norm_type", NULL};
-static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .P_absent = 4096, .G_absent = 2};
+static const struct family_dims DIMS = {FAMILY_DIMS_USUAL, .V_absent = 49152, .C_absent = 3072, .F_absent = 12288, .L_absent = 30, .H_absent = 24,
+                                        .P_absent = 4096, .G_absent = 2};
 
 static enum code starcoder2_read(struct arch *a, const json_t *config, const char *where)
 {

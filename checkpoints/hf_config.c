@@ -94,7 +94,7 @@ static enum code fields_read(struct arch *a, const json_t *config, const char *w
         return fail(ERR_UNSUPPORTED, "%s: model_type \"%.40s\" is not supported; supported are %s", where, type, family_list());
     TRY(config_keys_check(config, family, where));
     TRY(family->read(a, config, where));
-    TRY(json_need_i64(config, where, "vocab_size", 1, INT32_MAX, &a->V));
+    TRY(a->V ? json_want_i64(config, where, "vocab_size", 1, INT32_MAX, &a->V) : json_need_i64(config, where, "vocab_size", 1, INT32_MAX, &a->V));
     a->original_vocab = a->V;
     TRY(json_want_bool(config, where, "tie_word_embeddings", &a->tied));
     TRY(id_read(config, where, "bos_token_id", &a->bos));
