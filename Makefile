@@ -136,6 +136,9 @@ $(OUT)/obj/%.o: %.c Makefile
 	$(call say,CC $<)
 	$(Q)$(CC) $(call opt_flags,$<) $(ALL_CFLAGS) $(call isa_flags,$<) $(if $(filter tests/%,$<),-Itests) -MMD -MP -c -o $@ $<
 
+# The Python files that this object embeds (.incbin).
+$(OUT)/obj/checkpoints/family_gqakit.o build/fuzz/obj/checkpoints/family_gqakit.o: $(wildcard checkpoints/custom/*.py)
+
 define program_rule
 $(OUT)/gqa-$(1): $(patsubst %.c,$(OUT)/obj/%.o,$(call program_src,$(1))) $(LIB)
 	$$(call say,LD $$@)

@@ -107,6 +107,9 @@ struct ckpt_choice {
 /* For a model of this arch (its K/V heads already those of the result). asked HOME_AUTO chooses; anything else is taken or
  * refused (ERR_UNSUPPORTED, with the reason). family NULL or the one wanted of HOME_RETARGET. A .h5 path holds everything natively. */
 enum code ckpt_choose(const struct arch *result, const char *path, enum ckpt_home asked, const char *family, struct ckpt_choice *choice) MUST_USE;
+/* What the choice makes of the model it was asked about: the family's name, rewritten, every head expanded. In place. */
+enum code ckpt_choice_arch(struct arch *a, const struct ckpt_choice *choice) MUST_USE;
+const char *ckpt_home_name(enum ckpt_home home); /* "native" ... as CKPT_HOMES spells it */
 /* The source, read through the choice's rewritings under the family's name: a checkpoint like any other. Takes over `source`
  * (also on an error). Without a choice to make (native) it is the source itself. */
 enum code ckpt_rewritten(struct checkpoint **out, struct checkpoint *source, const struct ckpt_choice *choice) MUST_USE;

@@ -7,7 +7,7 @@
 
 #define FAMILIES(X)                                                                                                              \
     X(family_llama) X(family_qwen2) X(family_qwen3) X(family_olmo) X(family_olmo2) X(family_gemma) X(family_phi) X(family_phi3)   \
-    X(family_stablelm) X(family_starcoder2)
+    X(family_stablelm) X(family_starcoder2) X(family_gqakit)
 
 /* Where a canonical tensor lies: row r is row first + (r / inner) * stride + r % inner of the file's tensor `name`, whose
  * shape is n. An unfused tensor has first 0, inner = stride = its rows. Fused q|k|v rows: first picks the part; [H, 3, h]
@@ -31,6 +31,9 @@ void family_place_plain(struct family_place *p, const struct tensor_spec *spec, 
 /* The name of one piece, or the name itself without pieces. */
 void family_place_name(const struct family_place *p, int piece, char out[160]);
 
+/* A file that goes with every directory of a family (Python of ours). */
+struct family_file { const char *name, *bytes; size_t n; };
+
 struct family {
     const char *const *model_types; /* NULL ended; the values of "model_type" it reads */
     const char *const *keys;        /* NULL ended; config keys that it reads, besides the common ones of config_keys.c */
@@ -49,6 +52,8 @@ struct family {
     enum code (*holds)(const struct arch *a);
     /* Makes the source's config.json say a's number of K/V heads. NULL: groups_key is set. */
     enum code (*set_groups)(const struct arch *a, char **text);
+    int per_layer; /* 1: its config.json says the K/V heads of each layer */
+    int (*file)(int i, struct family_file *file); /* the i-th; 0 beyond the last. NULL: none */
 };
 
 #define FAMILY_DECLARE(name) extern const struct family name;
@@ -68,6 +73,8 @@ void config_rope_fresh(const struct arch_rope *r, json_t *config);
 /* config_text.c: sets a top-level member of the JSON object in *text (valid, malloc'ed) to `value` (JSON text) without touching
  * any other byte; a new member goes after `after` with its indentation. */
 enum code config_text_set(char **text, const char *key, const char *value, const char *after) MUST_USE;
+/* Indented text with the fewest digits that read back to the same numbers; malloc'ed, NULL when out of memory. */
+char *config_dump(const json_t *config);
 /* "bfloat16" and such; "" for a type no config names. */
 const char *config_dtype_name(enum dtype t);
 /* What torch_dtype or dtype says; DT_F32 when silent. */

@@ -137,7 +137,7 @@ static enum code groups_check(const struct arch *a)
     if (family && family->holds)
         TRY(family->holds(a));
     const struct arch_stack *s = &a->stack[STACK_DEC];
-    for (int64_t l = 1; l < s->L; l++)
+    for (int64_t l = 1; l < s->L && !(family && family->per_layer); l++)
         if (s->block[l].G != s->block[0].G)
             return fail(ERR_UNSUPPORTED, "config.json has one num_key_value_heads for all layers, but layer 0 has %lld and layer %lld has "
                         "%lld; write a .h5, or give all layers the same number", (long long)s->block[0].G, (long long)l,
@@ -145,10 +145,18 @@ static enum code groups_check(const struct arch *a)
     return OK;
 }
 
+static int groups_differ(const struct arch *a, const struct arch *b)
+{
+    int differ = 0;
+    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++)
+        differ |= a->stack[STACK_DEC].block[l].G != b->stack[STACK_DEC].block[l].G;
+    return differ;
+}
+
 static enum code edit(const struct arch *a, const struct arch *was, const struct family *family, enum dtype dtype, char **text)
 {
     char value[32];
-    if (a->stack[STACK_DEC].block[0].G != was->stack[STACK_DEC].block[0].G) {
+    if (groups_differ(a, was)) {
         snprintf(value, sizeof value, "%lld", (long long)a->stack[STACK_DEC].block[0].G);
         TRY(family->set_groups ? family->set_groups(a, text) : config_text_set(text, family->groups_key, value, family->heads_key));
     }
@@ -196,7 +204,7 @@ static enum code config_edited(const struct arch *a, enum dtype dtype, char **ou
 }
 
 /* The fewest digits that read back to the same numbers: 1e-5 and not 1.0000000000000001e-5. */
-static char *dump_shortest(const json_t *config)
+char *config_dump(const json_t *config)
 {
     for (size_t digits = 6; digits <= 17; digits++) {
         char *text = json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(digits));
@@ -228,7 +236,7 @@ static enum code config_fresh(const struct arch *a, enum dtype dtype, char **out
     enum code c = family->fresh(a, config);
     config_common_fresh(a, dtype, config);
     char *text = NULL, *ended = NULL;
-    if (c == OK && ((text = dump_shortest(config)) == NULL || asprintf(&ended, "%s\n", text) < 0))
+    if (c == OK && ((text = config_dump(config)) == NULL || asprintf(&ended, "%s\n", text) < 0))
         c = fail(ERR_MEMORY, "config.json: out of memory");
     free(text);
     json_decref(config);

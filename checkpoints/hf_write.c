@@ -71,10 +71,21 @@ static enum code writer_open(struct hf_writer *w, const struct ckpt_target *targ
     return OK;
 }
 
+static enum code files_add(struct hf_writer *w)
+{
+    const struct family *family = family_of(w->base.arch.family);
+    struct family_file f;
+    for (int i = 0; family && family->file && family->file(i, &f); i++)
+        TRY(ckpt_add_file(&w->base, f.name, f.bytes, f.n));
+    return OK;
+}
+
 enum code hf_create(struct ckpt_writer **w, const struct ckpt_target *target)
 {
     TRY(form_writer_new(w, sizeof(struct hf_writer), &form_hf, target));
     enum code c = writer_open((struct hf_writer *)*w, target);
+    if (c == OK)
+        c = files_add((struct hf_writer *)*w);
     if (c != OK)
         ckpt_abandon(*w);
     return c;

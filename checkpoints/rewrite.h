@@ -38,7 +38,8 @@ int64_t rewrite_context(const struct arch *a, unsigned steps);
 /* "both norms folded into what reads them, zero biases": for sentences; "" without steps. */
 void rewrite_words(unsigned steps, char *out, size_t n);
 
-/* rewrite_read.c: `source` through the steps, under a family's name (""; keep). Takes over source, also on an error. */
+/* rewrite_read.c: `source` through the steps, under a family's name and without its config.json ("": both as they are). Takes over
+ * source, also on an error. */
 enum code rewrite_open(struct checkpoint **out, struct checkpoint *source, unsigned steps, const char *family) MUST_USE;
 
 #endif

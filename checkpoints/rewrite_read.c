@@ -343,7 +343,7 @@ static enum code parts_make(struct rewritten *w, unsigned steps, const char *fam
     steps = rewrite_needed(&source->arch, steps);
     TRY(arch_copy(a, &source->arch));
     TRY(rewrite_arch(a, steps));
-    if (*family && strcmp(family, a->family) != 0) {
+    if (*family) {
         snprintf(a->family, sizeof a->family, "%s", family);
         free(a->source_config);
         a->source_config = NULL;
