@@ -59,7 +59,7 @@ MHA6, MHA4 = dict(num_key_value_heads=6), dict(num_key_value_heads=4)
 
 # ---- cases: name -> (class, stored type, what differs from BASE, then by keyword: edits of the saved files) ------------
 #   config   top-level keys of the saved config.json to set or, with None, to remove
-#   bare     remove every key that has the class's default value
+#   bare     remove every key that has the class's default value, but the sizes that every file says
 #   strip    remove this prefix from every tensor name; add: more tensors, name -> (shape, type) or the name to copy
 #   note     what a reader of the golden has to know
 
@@ -192,14 +192,14 @@ CASES = {
     "opt-no-bias-gelu": case("OPT", BF16, dict(enable_bias=False, activation_function="gelu")),
     "opt-no-affine": case("OPT", BF16, dict(layer_norm_elementwise_affine=False)),
     "opt-hub": case("OPT", F16, {}, strip="model.", bare=True, config=dict(prefix="</s>", activation_dropout=0.0, word_embed_proj_dim=24, dtype=None, torch_dtype=F16)),
-    "bloom-plain": case("Bloom", BF16, note="6 heads: the slopes of 4 heads and every second one of 8"),
+    "bloom-plain": case("Bloom", BF16, {}, bare=True, note="6 heads: the slopes of 4 heads and every second one of 8"),
     "bloom-power-of-two": case("Bloom", BF16, dict(hidden_size=16, n_head=4)),
     "bloom-12-heads": case("Bloom", BF16, dict(n_head=12, hidden_size=24, n_layer=1), note="12 heads: slopes that no bf16 number is"),
     "bloom-hub": case("Bloom", F16, {}, strip="transformer.", config=dict(
         hidden_size=None, n_embed=18, n_head=None, num_attention_heads=6, n_inner=None, offset_alibi=100, seq_length=64, masked_softmax_fusion=True,
         bias_dropout_fusion=True, skip_bias_add=True, skip_bias_add_qkv=False, attention_softmax_in_fp32=True, unk_token_id=0, dtype=None, torch_dtype=F16),
         note="names and keys of the hub's bloom"),
-    "mpt-plain": case("Mpt", BF16),
+    "mpt-plain": case("Mpt", BF16, {}, bare=True),
     "mpt-clip": case("Mpt", BF16, dict(attn_config=dict(clip_qkv=0.75, attn_type="multihead_attention")), note="most of q, k and v is clipped"),
     "mpt-scale": case("Mpt", BF16, dict(n_heads=12, d_model=24, n_layers=1, attn_config=dict(softmax_scale=0.3)), note="12 heads: slopes that no bf16 number is"),
     "mpt-hub": case("Mpt", BF16, dict(d_model=16, n_heads=4), config=dict(
@@ -270,12 +270,16 @@ def build(name):
     return model.to(getattr(torch, dtype)).eval()
 
 
+ALWAYS = {"model_type", "architectures", "dtype", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "n_embd", "n_head",
+          "n_layer", "d_model", "n_heads", "n_layers", *COMMON}  # every config.json of a language model says them
+
+
 def edit_config(path, kind, edits):
     with open(path) as f:
         config = json.load(f)
     if edits.get("bare"):
         defaults = json.loads(getattr(transformers, kind + "Config")().to_json_string(use_diff=False))
-        config = {k: v for k, v in config.items() if k not in defaults or v != defaults[k] or k in ("model_type", "architectures", "dtype", *COMMON)}
+        config = {k: v for k, v in config.items() if k not in defaults or v != defaults[k] or k in ALWAYS}
     changes = edits.get("config", {})
     config = {k: v for k, v in {**config, **changes}.items() if k not in changes or v is not None}
     with open(path, "w") as f:

@@ -1,5 +1,5 @@
-"""The configuration of a gqakit model: the usual keys, and under "arch" everything the model is (see modeling_gqakit.py)."""
-
+"""Configuration of a gqakit model: config.json holds the whole architecture under "arch"; the keys beside it are what other
+programs look for. Written by gqa-convert next to modeling_gqakit.py; load with trust_remote_code=True. transformers >= 4.40."""
 from transformers import PretrainedConfig
 
 
@@ -7,6 +7,23 @@ class GqakitConfig(PretrainedConfig):
     model_type = "gqakit"
     keys_to_ignore_at_inference = ["past_key_values"]
 
-    def __init__(self, arch=None, **kwargs):
-        self.arch = arch or {}
+    def __init__(self, arch=None, use_cache=True, **kwargs):
+        arch = arch or {}
+        blocks = arch.get("decoder", {}).get("blocks", [])
+        self.arch = arch
+        self.use_cache = use_cache
+        if blocks:  # for those who ask the config and not the architecture; layers may differ in their K/V heads
+            self.vocab_size = arch["V"]
+            self.hidden_size = arch["C"]
+            self.max_position_embeddings = arch["max_positions"]
+            self.num_hidden_layers = len(blocks)
+            self.num_attention_heads = blocks[0]["H"]
+            self.num_key_value_heads = max(b["G"] for b in blocks)
+            self.head_dim = blocks[0]["D"]
+            self.intermediate_size = blocks[0]["F"]
+            kwargs = {k: v for k, v in kwargs.items() if k not in vars(self)}
+            kwargs["tie_word_embeddings"] = bool(arch["tied"])
         super().__init__(**kwargs)
+
+
+__all__ = ["GqakitConfig"]
