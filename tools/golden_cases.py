@@ -59,7 +59,7 @@ MHA6, MHA4 = dict(num_key_value_heads=6), dict(num_key_value_heads=4)
 
 # ---- cases: name -> (class, stored type, what differs from BASE, then by keyword: edits of the saved files) ------------
 #   config   top-level keys of the saved config.json to set or, with None, to remove
-#   bare     remove every key that has the class's default value, but the sizes that every file says
+#   bare     remove every key that has the class's default value
 #   strip    remove this prefix from every tensor name; add: more tensors, name -> (shape, type) or the name to copy
 #   note     what a reader of the golden has to know
 
@@ -270,16 +270,12 @@ def build(name):
     return model.to(getattr(torch, dtype)).eval()
 
 
-ALWAYS = {"model_type", "architectures", "dtype", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "n_embd", "n_head",
-          "n_layer", "d_model", "n_heads", "n_layers", *COMMON}  # every config.json of a language model says them
-
-
 def edit_config(path, kind, edits):
     with open(path) as f:
         config = json.load(f)
     if edits.get("bare"):
         defaults = json.loads(getattr(transformers, kind + "Config")().to_json_string(use_diff=False))
-        config = {k: v for k, v in config.items() if k not in defaults or v != defaults[k] or k in ALWAYS}
+        config = {k: v for k, v in config.items() if k not in defaults or v != defaults[k] or k in ("model_type", "architectures", "dtype", *COMMON)}
     changes = edits.get("config", {})
     config = {k: v for k, v in {**config, **changes}.items() if k not in changes or v is not None}
     with open(path, "w") as f:
