@@ -2,65 +2,14 @@
  * GQA against MHA with repeated heads, announced ranges. */
 #include <math.h>
 
-#include "model_fixture.h"
-
-static void gradients(struct tiny *t, double *loss)
-{
-    struct model_flat f = model_flat(t->m);
-    float inv = 1.0f / (float)t->valid;
-    int64_t count = 0;
-    *loss = 0.0;
-    memset(f.grads, 0, (size_t)f.n * sizeof *f.grads);
-    assert_ok(model_forward_backward(t->m, &t->batch, &inv, loss, &count));
-    assert_int_equal(count, t->valid);
-}
-
-/* At most `most` elements of a tensor, spread over it. */
-static void check_tensor(const struct tiny *t, struct reference_tensor *r, int64_t most)
-{
-    const struct model_param *p = model_param_find(t->m, r->name);
-    const float *grad = p->grad.p;
-    double *want = calloc((size_t)most, sizeof *want), scale = 0.0;
-    float *got = calloc((size_t)most, sizeof *got);
-    int64_t n = r->n < most ? r->n : most;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t at = i * r->n / n;
-        double kept = r->p[at], h = 1e-4;
-        r->p[at] = kept + h;
-        double up = tiny_reference_loss(t, NULL);
-        r->p[at] = kept - h;
-        double down = tiny_reference_loss(t, NULL);
-        r->p[at] = kept;
-        want[i] = (up - down) / (2.0 * h) / (double)t->valid;
-        got[i] = grad[at];
-        scale = fmax(scale, fabs(want[i]));
-    }
-    assert_f32(r->name, got, want, n, 1e-4, 1e-5 * fmax(scale, 0.05));
-    free(want);
-    free(got);
-}
-
-static void check_all(struct arch *a, int recompute)
-{
-    struct tiny t;
-    struct model_options o = tiny_options(1);
-    double loss;
-    o.recompute = recompute;
-    tiny_open(&t, a, &o);
-    gradients(&t, &loss);
-    double want = tiny_reference_loss(&t, NULL);
-    assert_true(fabs(loss - want) <= 1e-4);
-    for (int i = 0; i < t.ref.count; i++)
-        check_tensor(&t, &t.ref.tensor[i], 24);
-    tiny_close(&t);
-}
+#include "model_checks.h"
 
 static void test_llama(void **state)
 {
     (void)state;
     struct arch a;
     fixture_arch(&a);
-    check_all(&a, 0);
+    check_gradients(&a, 0);
 }
 
 static void test_untied_layers_differ(void **state)
@@ -77,7 +26,7 @@ static void test_untied_layers_differ(void **state)
     b[1].G = 4;
     b[1].D = b[1].Dv = 10;
     b[1].F = 33;
-    check_all(&a, 1);
+    check_gradients(&a, 1);
 }
 
 static void test_layer_norm_biases(void **state)
@@ -90,7 +39,7 @@ static void test_layer_norm_biases(void **state)
     a.pos = POS_LEARNED;
     a.pos_offset = 2;
     a.bias = BIAS_NORM | BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_HEAD;
-    check_all(&a, 1);
+    check_gradients(&a, 1);
 }
 
 static void test_scales(void **state)
@@ -104,7 +53,7 @@ static void test_scales(void **state)
     a.logit_scale = 0.6;
     a.logit_softcap = 5.0;
     a.residual_scale = 0.8;
-    check_all(&a, 0);
+    check_gradients(&a, 0);
 }
 
 static float *copy_grads(const struct tiny *t)

@@ -1,52 +1,12 @@
 /* Prefill and decode against the double reference at every position; bf16 cache and weights; lengths and refusals. */
 #include <math.h>
 
-#include "model_fixture.h"
-
-enum { V = 37 };
-
-static struct model_options cached(enum dtype weights, enum dtype cache)
-{
-    struct model_options o = tiny_options(0);
-    o.dtype = weights;
-    o.cache_B = TINY_B;
-    o.cache_S = TINY_T + 5;
-    o.cache_dtype = cache;
-    return o;
-}
-
-/* Prefill `first` tokens, then `step` at a time; every last-position row of logits is compared with the whole forward. */
-static void check_decode(struct arch *a, const char *what, const struct model_options *o, int64_t first, int64_t step, double tolerance)
-{
-    struct tiny t;
-    tiny_open(&t, a, o);
-    double *want = calloc(TINY_B * TINY_T * V, sizeof *want);
-    float *logits = calloc(TINY_B * V, sizeof *logits);
-    int32_t ids[TINY_B * TINY_T];
-    reference_logits(&t.ref, TINY_B, TINY_T, t.batch.ids, NULL, NULL, want);
-    for (int64_t at = 0, n = first > 0 ? first : step; at < TINY_T; at += n, n = step) {
-        n = n < TINY_T - at ? n : TINY_T - at;
-        for (int64_t b = 0; b < TINY_B; b++)
-            memcpy(ids + b * n, t.batch.ids + b * TINY_T + at, (size_t)n * sizeof *ids);
-        fill_nan(logits, TINY_B * V);
-        if (at == 0 && first > 0)
-            assert_ok(model_prefill(t.m, ids, TINY_B, n, logits));
-        else
-            assert_ok(model_decode(t.m, ids, TINY_B, n, logits));
-        for (int64_t b = 0; b < TINY_B; b++) {
-            assert_int_equal(model_cache_length(t.m, b), at + n);
-            assert_f32(what, logits + b * V, want + (b * TINY_T + at + n - 1) * V, V, tolerance, tolerance);
-        }
-    }
-    free(want);
-    free(logits);
-    tiny_close(&t);
-}
+#include "model_checks.h"
 
 static void test_prefill_then_decode(void **state)
 {
     (void)state;
-    struct model_options o = cached(DT_F32, DT_F32);
+    struct model_options o = cached_options(DT_F32, DT_F32);
     struct arch a;
     for (int64_t first = 0; first <= TINY_T; first += 5)
         for (int64_t step = 1; step <= 3; step++) {
@@ -58,7 +18,7 @@ static void test_prefill_then_decode(void **state)
 static void test_variants(void **state)
 {
     (void)state;
-    struct model_options o = cached(DT_F32, DT_F32);
+    struct model_options o = cached_options(DT_F32, DT_F32);
     struct arch a;
     fixture_arch(&a);
     a.tied = 0;
@@ -85,10 +45,10 @@ static void test_bf16(void **state)
 {
     (void)state;
     struct arch a;
-    struct model_options o = cached(DT_F32, DT_BF16);
+    struct model_options o = cached_options(DT_F32, DT_BF16);
     fixture_arch(&a);
     check_decode(&a, "bf16 cache", &o, 4, 1, 0.05);
-    o = cached(DT_BF16, DT_BF16);
+    o = cached_options(DT_BF16, DT_BF16);
     fixture_arch(&a);
     check_decode(&a, "bf16 weights and cache", &o, 4, 1, 0.15);
 }
@@ -97,7 +57,7 @@ static void test_cache_only(void **state)
 {
     (void)state;
     struct arch a;
-    struct model_options o = cached(DT_F32, DT_F32);
+    struct model_options o = cached_options(DT_F32, DT_F32);
     o.B = o.T = 0;
     fixture_arch(&a);
     check_decode(&a, "opened to decode only", &o, 0, 1, 1e-5);
@@ -108,7 +68,7 @@ static void test_refusals_and_lengths(void **state)
     (void)state;
     struct arch a;
     struct tiny t;
-    struct model_options o = cached(DT_F32, DT_F32);
+    struct model_options o = cached_options(DT_F32, DT_F32);
     const int32_t ids[TINY_B * 16] = {0};
     fixture_arch(&a);
     tiny_open(&t, &a, &o);

@@ -1,38 +1,7 @@
 /* model_score against the double reference, one arch feature at a time; refusals; bf16 weights. */
 #include <math.h>
 
-#include "model_fixture.h"
-
-static double biggest(const float *a, const double *b, int64_t n)
-{
-    double worst = 0.0;
-    for (int64_t i = 0; i < n; i++) {
-        double e = fabs((double)a[i] - b[i]);
-        worst = e <= worst ? worst : e; /* a NaN stays */
-    }
-    return worst;
-}
-
-static void check_score(struct arch *a, const char *what, int train)
-{
-    enum { N = TINY_B * TINY_T };
-    struct tiny t;
-    struct model_options o = tiny_options(train);
-    float logp[N];
-    double want[N], loss = 0.0;
-    int64_t count = 0;
-    tiny_open(&t, a, &o);
-    fill_nan(logp, N);
-    double want_loss = tiny_reference_loss(&t, want);
-    assert_ok(model_score(t.m, &t.batch, view_2d(logp, DT_F32, TINY_B, TINY_T), &loss, &count));
-    print_message("%-28s largest error of ln p %.2g\n", what, biggest(logp, want, N));
-    assert_f32(what, logp, want, N, 0.0, 1e-5);
-    assert_int_equal(count, t.valid);
-    assert_true(fabs(loss - want_loss) <= 1e-4);
-    assert_ok(model_score(t.m, &t.batch, view_none(), &loss, &count));
-    assert_int_equal(count, 2 * t.valid);
-    tiny_close(&t);
-}
+#include "model_checks.h"
 
 static void test_llama(void **state)
 {
@@ -163,7 +132,7 @@ static void test_bf16_weights(void **state)
     }
     tiny_reference_loss(&t, want);
     assert_ok(model_score(t.m, &t.batch, view_2d(logp, DT_F32, TINY_B, TINY_T), &loss, &count));
-    print_message("bf16 weights: largest error of ln p %.2g\n", biggest(logp, want, N));
+    print_message("bf16 weights: largest error of ln p %.2g\n", largest_error(logp, want, N));
     assert_f32("bf16 weights", logp, want, N, 0.0, 0.05);
     tiny_close(&t);
 }
