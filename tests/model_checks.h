@@ -10,8 +10,8 @@ enum { TINY_V = 37 };
 void check_score(struct arch *a, const char *what, int train);
 /* Gradients of one batch into model_flat().grads, from zero. */
 void gradients(struct tiny *t, double *loss);
-/* Every tensor's gradient, 24 elements of each, against central differences. */
-void check_gradients(struct arch *a, int recompute);
+/* Every tensor's gradient, at most `most` elements of each, against central differences. */
+void check_gradients(struct arch *a, int recompute, int64_t most);
 /* A K/V cache for the tiny batch. */
 struct model_options cached_options(enum dtype weights, enum dtype cache);
 /* Prefills `first` tokens, then `step` at a time; every last-position row of logits is compared with the whole forward. */

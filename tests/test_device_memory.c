@@ -9,6 +9,7 @@
 #include "eval/eval.h"
 #include "hostile.h"
 #include "model_fixture.h"
+#include "model_variants.h"
 #include "runs.h"
 #include "small_checkpoint.h"
 #include "train_here.h"
@@ -188,6 +189,55 @@ static void test_model(void **state)
     (void)state;
     check_passes(plain, 0);
     check_passes(biased, 1);
+    for (int i = 0; i < model_variants(); i++)
+        check_passes(MODEL_VARIANTS[i].change, i % 2);
+}
+
+/* The gradients of a variant on a backend, matrices of a type; without the padding, which depends on the type. */
+static void variant_gradients(int i, const struct backend *be, enum dtype type, int recompute, struct outputs *out)
+{
+    struct tiny t;
+    struct arch a;
+    struct model_options o = tiny_options(1);
+    memset(out, 0, sizeof *out);
+    o.dtype = type;
+    o.recompute = recompute;
+    fixture_arch(&a);
+    MODEL_VARIANTS[i].change(&a);
+    open_on(&t, be, &a, &o);
+    gradients(&t, out);
+    out->n = 0;
+    for (int k = 0; k < model_param_count(t.m); k++) {
+        const struct model_param *p = model_param_at(t.m, k);
+        memmove(out->grads + out->n, out->grads + p->offset, (size_t)p->count * sizeof(float));
+        out->n += p->count;
+    }
+    tiny_close(&t);
+}
+
+/* Trained in bf16 every variant comes near f32, and its recomputation leaves the same bits. */
+static void test_variants_bf16(void **state)
+{
+    (void)state;
+    for (int i = 0; i < model_variants(); i++) {
+        struct outputs want, got, again;
+        double error = 0.0, power = 0.0;
+        variant_gradients(i, &cpu, DT_F32, 0, &want);
+        variant_gradients(i, hostile_backend(bf16_backend()), DT_BF16, 0, &got);
+        variant_gradients(i, hostile_backend(bf16_backend()), DT_BF16, 1, &again);
+        assert_int_equal(want.n, got.n);
+        assert_memory_equal(got.grads, again.grads, (size_t)got.n * sizeof(float));
+        for (int64_t k = 0; k < want.n; k++) {
+            error += pow((double)got.grads[k] - (double)want.grads[k], 2.0);
+            power += pow((double)want.grads[k], 2.0);
+        }
+        print_message("%-24s gradients in bf16: relative error %.4f\n", MODEL_VARIANTS[i].name, sqrt(error / power));
+        assert_true(sqrt(error / power) <= 0.1);
+        assert_true(fabs(got.loss - want.loss) <= 0.02 * want.loss);
+        free(want.grads);
+        free(got.grads);
+        free(again.grads);
+    }
 }
 
 static void test_load_and_init(void **state)
@@ -424,7 +474,7 @@ static void test_commands(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_touching_is_fatal), cmocka_unit_test(test_model),         cmocka_unit_test(test_load_and_init),
+        cmocka_unit_test(test_touching_is_fatal), cmocka_unit_test(test_model), cmocka_unit_test(test_variants_bf16),         cmocka_unit_test(test_load_and_init),
         cmocka_unit_test(test_training),          cmocka_unit_test(test_nothing_waits), cmocka_unit_test(test_skipped_steps),
         cmocka_unit_test(test_training_bf16),     cmocka_unit_test(test_stored_bf16),   cmocka_unit_test(test_commands),
     };

@@ -9,7 +9,7 @@ static void test_llama(void **state)
     (void)state;
     struct arch a;
     fixture_arch(&a);
-    check_gradients(&a, 0);
+    check_gradients(&a, 0, 24);
 }
 
 static void test_untied_layers_differ(void **state)
@@ -26,7 +26,7 @@ static void test_untied_layers_differ(void **state)
     b[1].G = 4;
     b[1].D = b[1].Dv = 10;
     b[1].F = 33;
-    check_gradients(&a, 1);
+    check_gradients(&a, 1, 24);
 }
 
 static void test_layer_norm_biases(void **state)
@@ -39,7 +39,7 @@ static void test_layer_norm_biases(void **state)
     a.pos = POS_LEARNED;
     a.pos_offset = 2;
     a.bias = BIAS_NORM | BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_HEAD;
-    check_gradients(&a, 1);
+    check_gradients(&a, 1, 24);
 }
 
 static void test_scales(void **state)
@@ -53,7 +53,7 @@ static void test_scales(void **state)
     a.logit_scale = 0.6;
     a.logit_softcap = 5.0;
     a.residual_scale = 0.8;
-    check_gradients(&a, 0);
+    check_gradients(&a, 0, 24);
 }
 
 static float *copy_grads(const struct tiny *t)

@@ -4,6 +4,7 @@
 
 #include "model_checks.h"
 #include "model_variants.h"
+#include "model/parts.h"
 
 enum { N = TINY_B * TINY_T };
 
@@ -42,7 +43,7 @@ static void test_gradients(void **state)
     for (int i = 0; i < model_variants(); i++) {
         struct arch a = variant(i);
         print_message("%s\n", MODEL_VARIANTS[i].name);
-        check_gradients(&a, i % 2);
+        check_gradients(&a, i % 2, 8);
     }
 }
 
@@ -157,11 +158,29 @@ static void test_measured_is_reserved(void **state)
         }
 }
 
+/* Press et al. 2022, section 3 (8 heads: 1/2 ... 1/256) and their code's list for 6 heads; MPT's for 6 heads with alibi_bias_max 4. */
+static void test_alibi_slopes(void **state)
+{
+    (void)state;
+    static const struct { int64_t H; double bias_max, minus_log2[8]; } WANT[] = {
+        {8, 8.0, {1, 2, 3, 4, 5, 6, 7, 8}}, {6, 8.0, {2, 4, 6, 8, 1, 3}}, {6, 4.0, {1, 2, 3, 4, 0.5, 1.5}}, {1, 8.0, {8}}, {3, 8.0, {4, 8, 2}}};
+    for (size_t i = 0; i < COUNT_OF(WANT); i++)
+        for (int scaled = 0; scaled < 2; scaled++) {
+            struct arch a = {.alibi_bias_max = WANT[i].bias_max, .alibi_scaled = scaled, .attn_scale = 0.25};
+            struct arch_block b = {.H = WANT[i].H};
+            float slopes[8];
+            alibi_slopes(&a, &b, slopes);
+            for (int64_t h = 0; h < b.H; h++)
+                assert_true(slopes[h] == (float)(exp2(-WANT[i].minus_log2[h]) * (scaled ? 0.25 : 1.0)));
+        }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_score), cmocka_unit_test(test_decode), cmocka_unit_test(test_gradients), cmocka_unit_test(test_recompute_same_bits),
         cmocka_unit_test(test_packed_is_separate), cmocka_unit_test(test_bf16_weights), cmocka_unit_test(test_measured_is_reserved),
+        cmocka_unit_test(test_alibi_slopes),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
