@@ -1,7 +1,7 @@
 /* Patterns in tokenizer.json are written for Oniguruma (Ruby syntax); PCRE2 runs them. What the two read differently is
  * rewritten here: \s \w \h and their negations (Unicode White_Space and Word here, other sets in PCRE2), \uHHHH, {,n}, and
- * X{n,m}+ (possessive for PCRE2, a repeated greedy interval for Oniguruma). What cannot be rewritten is refused: character
- * class intersection (&&), nested classes, (?m), verbs. ^ and $ are line anchors in both, by PCRE2_MULTILINE. */
+ * X{n,m}+ (possessive for PCRE2, a repeated greedy interval for Oniguruma), [a[bc]] (the union [abc]). What cannot be rewritten is
+ * refused: character class intersection (&&), a nested class that is negated, (?m), verbs. ^ and $ are line anchors in both, by PCRE2_MULTILINE. */
 #include <ctype.h>
 #include <string.h>
 #include "pattern.h"
@@ -72,6 +72,43 @@ static enum code translate_escape(struct reader *r, int in_class) {
     return OK;
 }
 
+static enum code translate_posix(struct reader *r) {
+    const char *end = memmem(r->s + r->i + 2, r->n - r->i - 2, ":]", 2);
+    if (end == NULL)
+        return refuse(r, "an unclosed [:");
+    size_t length = (size_t)(end - (r->s + r->i)) + 2;
+    TRY(buffer_add(r->out, r->s + r->i, length));
+    r->i += length;
+    return OK;
+}
+
+/* What stands in a class, up to its ']'. A '-' at either end of a nested class is itself, not a range with its new neighbours. */
+static enum code translate_members(struct reader *r, int depth) {
+    size_t first = r->i;
+    while (r->i < r->n && (r->s[r->i] != ']' || r->i == first)) {
+        char c = r->s[r->i], next = r->i + 1 < r->n ? r->s[r->i + 1] : 0;
+        if (c == '\\') {
+            TRY(translate_escape(r, 1));
+        } else if (c == '[' && next == ':') {
+            TRY(translate_posix(r));
+        } else if (c == '[' && (next == '^' || depth == NEST_MAX)) {
+            return refuse(r, "a negated character class inside a character class");
+        } else if (c == '[') {
+            r->i++;
+            TRY(translate_members(r, depth + 1));
+            r->i++;
+        } else if (c == '&' && next == '&') {
+            return refuse(r, "the intersection && of character classes");
+        } else {
+            if ((c == '-' && depth > 0 && (r->i == first || next == ']')) || (c == ']' && depth > 0))
+                TRY(put(r, "\\"));
+            TRY(buffer_add(r->out, &c, 1));
+            r->i++;
+        }
+    }
+    return r->i < r->n ? OK : refuse(r, "an unclosed character class");
+}
+
 /* At '['; leaves i after the closing ']'. */
 static enum code translate_class(struct reader *r) {
     size_t first = r->i + 1;
@@ -79,28 +116,7 @@ static enum code translate_class(struct reader *r) {
         first++;
     TRY(buffer_add(r->out, r->s + r->i, first - r->i));
     r->i = first;
-    while (r->i < r->n && (r->s[r->i] != ']' || r->i == first)) {
-        char c = r->s[r->i];
-        if (c == '\\') {
-            TRY(translate_escape(r, 1));
-        } else if (c == '[' && r->i + 1 < r->n && r->s[r->i + 1] == ':') {
-            const char *end = memmem(r->s + r->i + 2, r->n - r->i - 2, ":]", 2);
-            if (end == NULL)
-                return refuse(r, "an unclosed [:");
-            size_t length = (size_t)(end - (r->s + r->i)) + 2;
-            TRY(buffer_add(r->out, r->s + r->i, length));
-            r->i += length;
-        } else if (c == '[') {
-            return refuse(r, "a character class inside a character class");
-        } else if (c == '&' && r->i + 1 < r->n && r->s[r->i + 1] == '&') {
-            return refuse(r, "the intersection && of character classes");
-        } else {
-            TRY(buffer_add(r->out, &c, 1));
-            r->i++;
-        }
-    }
-    if (r->i >= r->n)
-        return refuse(r, "an unclosed character class");
+    TRY(translate_members(r, 0));
     r->i++;
     return put(r, "]");
 }

@@ -95,15 +95,26 @@ static enum code read_normalizer(struct steps *s, const json_t *node, const char
 
 /* ---- pre-tokenizers ---- */
 
-static enum code read_split(struct steps *s, const json_t *node, const char *where) {
+/* "behavior", in the order of enum split_behavior; absent: `otherwise`, or an error when that is NULL. */
+static enum code read_behavior(const json_t *node, const char *where, const char *otherwise, enum split_behavior *behavior) {
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    const char *behavior = NULL;
+    const char *name = otherwise;
+    if (otherwise == NULL)
+        TRY(json_need_str(node, where, "behavior", &name));
+    else
+        TRY(json_want_str(node, where, "behavior", &name));
+    for (int k = 0; k < 5; k++)
+        if (strcmp(name, names[k]) == 0)
+            return *behavior = (enum split_behavior)k, OK;
+    return fail(ERR_UNSUPPORTED, "%s: split behavior %s is not supported", where, name);
+}
+
+static enum code read_split(struct steps *s, const json_t *node, const char *where) {
+    enum split_behavior behavior;
     struct step *step = NULL;
-    TRY(json_need_str(node, where, "behavior", &behavior));
+    TRY(read_behavior(node, where, NULL, &behavior));
     TRY(step_new(s, STEP_SPLIT, where, &step));
-    for (step->a = 0; strcmp(behavior, names[step->a]) != 0;)
-        if (++step->a == 5)
-            return fail(ERR_UNSUPPORTED, "%s: split behavior %s is not supported", where, behavior);
+    step->a = (int)behavior;
     TRY(json_want_bool(node, where, "invert", &step->b));
     return step_pattern_read(&step->pattern, json_object_get(node, "pattern"), where);
 }
@@ -175,11 +186,9 @@ static enum code read_pretokenizer(struct steps *s, const json_t *node, const ch
         return split_by_class(s, where, CLASS_NUMERIC, each ? SPLIT_ISOLATED : SPLIT_CONTIGUOUS);
     }
     if (strcmp(type, "Punctuation") == 0) {
-        const char *behavior = "Isolated";
-        TRY(json_want_str(node, where, "behavior", &behavior));
-        if (strcmp(behavior, "Isolated") != 0)
-            return fail(ERR_UNSUPPORTED, "%s: Punctuation with behavior %s is not supported", where, behavior);
-        return split_by_class(s, where, CLASS_PUNCTUATION, SPLIT_ISOLATED);
+        enum split_behavior behavior;
+        TRY(read_behavior(node, where, "Isolated", &behavior));
+        return split_by_class(s, where, CLASS_PUNCTUATION, behavior);
     }
     if (strcmp(type, "WhitespaceSplit") == 0)
         return split_by_class(s, where, CLASS_SPACE, SPLIT_REMOVED);

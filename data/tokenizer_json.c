@@ -109,6 +109,17 @@ enum code tokenizer_read_bpe(struct tokenizer *t, const json_t *model, const cha
 
 /* ---- added tokens ---- */
 
+/* The library numbers added tokens itself: by the vocabulary, by an earlier added token, else next after both; the file's id is a claim. */
+static int32_t added_id(const struct tokenizer *t, const char *content) {
+    int32_t next = (int32_t)t->bpe.vocab.n, known = vocab_find(&t->bpe.vocab, content, strlen(content));
+    for (int i = 0; i < t->added.n && known < 0; i++) {
+        const struct added_token *a = &t->added.v[i];
+        known = strcmp(a->written, content) == 0 ? a->id : known;
+        next = a->id >= next ? a->id + 1 : next;
+    }
+    return known >= 0 ? known : next;
+}
+
 static enum code read_added_token(struct tokenizer *t, const json_t *node, const char *where) {
     const char *content = NULL;
     int64_t id = 0;
@@ -123,13 +134,12 @@ static enum code read_added_token(struct tokenizer *t, const json_t *node, const
     TRY(json_want_bool(node, where, "single_word", &a.single_word));
     a.normalized = !a.special;
     TRY(json_want_bool(node, where, "normalized", &a.normalized));
-    int32_t known = vocab_find(&t->bpe.vocab, content, strlen(content));
-    if (known >= 0 && known != id)
-        log_warn("%s: the added token \"%.100s\" has the id %lld here and %d in the vocabulary; %d is used", where, content,
-                 (long long)id, known, known);
-    a.id = known >= 0 ? known : (int32_t)id;
     if (content[0] == 0)
         return OK;
+    a.id = added_id(t, content);
+    if (a.id != id)
+        log_warn("%s: the added token \"%.100s\" has the id %lld here and is %d by its place; %d is used, as the tokenizers library does",
+                 where, content, (long long)id, a.id, a.id);
     a.written = strdup(content);
     a.n = strlen(content);
     a.content = strdup(content);

@@ -1,8 +1,22 @@
-/* tokenize TOKENIZER [plain] < STRINGS: one JSON string per line in, one line of ids out (tools/compare-tokenizers drives it).
+/* tokenize TOKENIZER [plain] < STRINGS: one JSON string per line in, one line of ids out (tools/compare-tokenizers drives it);
+ * plain: special tokens are text, nothing is added, and a tab and what the ids decode to, as a JSON string, follow.
  * tokenize TOKENIZER time FILE: tokenises the file and prints MB/s. */
 #include <stdlib.h>
 #include <string.h>
 #include "data/data.h"
+
+static enum code print_decoded(const struct tokenizer *t, const int32_t *ids, int64_t n) {
+    char *text = NULL;
+    size_t bytes = 0;
+    TRY(tokenizer_decode(t, ids, n, &text, &bytes));
+    json_t *j = json_stringn(text, bytes);
+    char *dumped = j != NULL ? json_dumps(j, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
+    printf("\t%s", dumped != NULL ? dumped : "null"); /* null: the bytes are no UTF-8 */
+    free(dumped);
+    json_decref(j);
+    free(text);
+    return OK;
+}
 
 static enum code tokenize_lines(const struct tokenizer *t, int specials) {
     char *line = NULL;
@@ -19,6 +33,8 @@ static enum code tokenize_lines(const struct tokenizer *t, int specials) {
             c = tokenizer_encode(t, json_string_value(text), json_string_length(text), specials, &ids, &count);
             for (int64_t i = 0; c == OK && i < count; i++)
                 printf(i > 0 ? " %d" : "%d", ids[i]);
+            if (c == OK && !specials)
+                c = print_decoded(t, ids, count);
             putchar('\n');
         }
         free(ids);
