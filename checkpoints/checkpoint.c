@@ -116,7 +116,7 @@ static enum code form_of_target(const char *path, const struct ckpt_form **form)
                 *form = FORMS[f];
                 return OK;
             }
-    return fail(ERR_USAGE, "%s: a target is a directory name (Hugging Face) or a name ending in .h5", path);
+    return fail(ERR_USAGE, "%s: a target is a directory name (Hugging Face) or a name ending in .h5 or .gguf", path);
 }
 
 enum code ckpt_target_check(const struct ckpt_target *target)
