@@ -7,7 +7,8 @@
 
 #define FAMILIES(X)                                                                                                              \
     X(family_llama) X(family_qwen2) X(family_qwen3) X(family_olmo) X(family_olmo2) X(family_gemma) X(family_phi) X(family_phi3)   \
-    X(family_stablelm) X(family_starcoder2) X(family_gqakit)
+    X(family_stablelm) X(family_starcoder2) X(family_gpt2) X(family_gpt_bigcode) X(family_gpt_neo) X(family_gpt_neox)           \
+    X(family_gptj) X(family_opt) X(family_bloom) X(family_mpt) X(family_falcon) X(family_gqakit)
 
 /* Where a canonical tensor lies: row r is row first + (r / inner) * stride + r % inner of the file's tensor `name`, whose
  * shape is n. An unfused tensor has first 0, inner = stride = its rows. Fused q|k|v rows: first picks the part; [H, 3, h]

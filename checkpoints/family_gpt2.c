@@ -1,0 +1,62 @@
+/* GPT-2 (Radford et al. 2019).
+ *   x = wte[id] + wpe[p];  x += c_proj(attention(q, k, v of c_attn(ln_1 x)));  x += mlp.c_proj(gelu(c_fc(ln_2 x)));  LayerNorm, tied
+ * Layer matrices are Conv1D, [in, out]; c_attn's columns are Q | K | V. Published files name the tensors of the bare model, without
+ * "transformer.", and hold the causal masks h.N.attn.bias. Softmax scale: D^-0.5, or 1 without scale_attn_weights; divided by the
+ * layer's number from 1 on with scale_attn_by_inverse_layer_idx. reorder_and_upcast_attn is about precision alone. */
+#include "family_gpt.h"
+
+static const char *const TYPES[] = {"gpt2", NULL};
+static const char *const KEYS[] = {"n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions",
+                                   "max_position_embeddings", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights",
+                                   "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", GPT_KEYS_HARMLESS, NULL};
+static const struct gpt_dims DIMS = {.C = {"n_embd", "hidden_size", 768}, .L = {"n_layer", "num_hidden_layers", 12},
+                                     .H = {"n_head", "num_attention_heads", 12}, .P = {"n_positions", "max_position_embeddings", 1024},
+                                     .F = "n_inner", .F_times = 4};
+
+static const char *const NAMES[T_SLOTS] = {
+    [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
+    [T_ATTN_NORM_W] = "ln_1.weight", [T_ATTN_NORM_B] = "ln_1.bias",
+    [T_Q_W] = "attn.c_attn.weight", [T_K_W] = "attn.c_attn.weight", [T_V_W] = "attn.c_attn.weight",
+    [T_Q_B] = "attn.c_attn.bias", [T_K_B] = "attn.c_attn.bias", [T_V_B] = "attn.c_attn.bias",
+    [T_O_W] = "attn.c_proj.weight", [T_O_B] = "attn.c_proj.bias",
+    [T_MLP_NORM_W] = "ln_2.weight", [T_MLP_NORM_B] = "ln_2.bias",
+    [T_UP_W] = "mlp.c_fc.weight", [T_UP_B] = "mlp.c_fc.bias",
+    [T_DOWN_W] = "mlp.c_proj.weight", [T_DOWN_B] = "mlp.c_proj.bias",
+    [T_FINAL_NORM_W] = "transformer.ln_f.weight", [T_FINAL_NORM_B] = "transformer.ln_f.bias",
+    [T_HEAD_W] = "lm_head.weight",
+};
+
+static enum code gpt2_read(struct arch *a, const json_t *config, const char *where)
+{
+    int scaled = 1, by_layer = 0;
+    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(family_act_read(a, config, where, "activation_function", "gelu_new", 0));
+    TRY(json_want_bool(config, where, "scale_attn_weights", &scaled));
+    TRY(json_want_bool(config, where, "scale_attn_by_inverse_layer_idx", &by_layer));
+    a->pos = POS_LEARNED;
+    a->bias = BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_NORM;
+    if (!scaled)
+        a->attn_scale = 1;
+    for (int64_t l = 0; by_layer && l < a->stack[STACK_DEC].L; l++)
+        a->stack[STACK_DEC].block[l].scale = a->attn_scale / (double)(l + 1);
+    return OK;
+}
+
+static void gpt2_place(const struct arch *a, const struct tensor_spec *t, struct family_place *p)
+{
+    family_place_named(p, t, NAMES, "transformer.h.%lld.");
+    gpt_place_qkv(p, a, t, GPT_BY_PART);
+    if (t->layer >= 0 && t->nd == 2)
+        gpt_place_transposed(p);
+}
+
+const struct family family_gpt2 = {
+    .model_types = TYPES,
+    .keys = KEYS,
+    .prefix = "transformer.",
+    .read = gpt2_read,
+    .place = gpt2_place,
+    .ignores = gpt_ignores,
+    .fresh = gpt_fresh_refused,
+    .holds = gpt_holds_mha,
+};

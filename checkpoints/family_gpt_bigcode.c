@@ -1,0 +1,104 @@
+/* GPTBigCode: SantaCoder, StarCoder (Li et al. 2023): GPT-2 with multi-query attention, nn.Linear [out, in], and any activation.
+ * Rows of c_attn: with multi_query Q | K | V, K and V one head each; without, [H, 3, D]. Both are [G, R + 2, D].
+ * The one class of transformers that has learned positions and fewer K/V heads than heads (one): the home of an MQA GPT-2. */
+#include "family_gpt.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const TYPES[] = {"gpt_bigcode", NULL};
+static const char *const KEYS[] = {"n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions",
+                                   "max_position_embeddings", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights",
+                                   "multi_query", "num_key_value_heads", /* precision and serving: */ "attention_softmax_in_fp32",
+                                   "scale_attention_softmax_in_fp32", "inference_runner", "validate_runner_input", "pre_allocate_kv_cache",
+                                   "pad_key_length", "max_batch_size", GPT_KEYS_HARMLESS, NULL};
+static const struct gpt_dims DIMS = {.C = {"n_embd", "hidden_size", 768}, .L = {"n_layer", "num_hidden_layers", 12},
+                                     .H = {"n_head", "num_attention_heads", 12}, .P = {"n_positions", "max_position_embeddings", 1024},
+                                     .F = "n_inner", .F_times = 4};
+static const struct family_dims FRESH = {.C = "n_embd", .L = "n_layer", .H = "n_head", .P = "n_positions", .F = "n_inner"};
+
+static const char *const NAMES[T_SLOTS] = {
+    [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
+    [T_ATTN_NORM_W] = "ln_1.weight", [T_ATTN_NORM_B] = "ln_1.bias",
+    [T_Q_W] = "attn.c_attn.weight", [T_K_W] = "attn.c_attn.weight", [T_V_W] = "attn.c_attn.weight",
+    [T_Q_B] = "attn.c_attn.bias", [T_K_B] = "attn.c_attn.bias", [T_V_B] = "attn.c_attn.bias",
+    [T_O_W] = "attn.c_proj.weight", [T_O_B] = "attn.c_proj.bias",
+    [T_MLP_NORM_W] = "ln_2.weight", [T_MLP_NORM_B] = "ln_2.bias",
+    [T_UP_W] = "mlp.c_fc.weight", [T_UP_B] = "mlp.c_fc.bias",
+    [T_DOWN_W] = "mlp.c_proj.weight", [T_DOWN_B] = "mlp.c_proj.bias",
+    [T_FINAL_NORM_W] = "transformer.ln_f.weight", [T_FINAL_NORM_B] = "transformer.ln_f.bias",
+    [T_HEAD_W] = "lm_head.weight",
+};
+
+static enum code bigcode_read(struct arch *a, const json_t *config, const char *where)
+{
+    int scaled = 1, multi_query = 1;
+    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(family_act_read(a, config, where, "activation_function", "gelu_pytorch_tanh", 0));
+    TRY(json_want_bool(config, where, "scale_attn_weights", &scaled));
+    TRY(json_want_bool(config, where, "multi_query", &multi_query));
+    a->pos = POS_LEARNED;
+    a->bias = BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_NORM;
+    if (!scaled)
+        a->attn_scale = 1;
+    for (int64_t l = 0; multi_query && l < a->stack[STACK_DEC].L; l++)
+        a->stack[STACK_DEC].block[l].G = 1;
+    return OK;
+}
+
+static void bigcode_place(const struct arch *a, const struct tensor_spec *t, struct family_place *p)
+{
+    family_place_named(p, t, NAMES, "transformer.h.%lld.");
+    gpt_place_qkv(p, a, t, GPT_BY_GROUP);
+}
+
+static enum code bigcode_holds(const struct arch *a)
+{
+    for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
+        const struct arch_block *b = &a->stack[STACK_DEC].block[l];
+        if (b->G != b->H && b->G != 1)
+            return fail(ERR_UNSUPPORTED, "the class of model_type \"gpt_bigcode\" has one key/value head or as many as query heads, %lld; "
+                        "layer %lld has %lld", (long long)b->H, (long long)l, (long long)b->G);
+    }
+    return OK;
+}
+
+/* num_key_value_heads, which newer files say too, follows from multi_query. */
+static enum code bigcode_set_groups(const struct arch *a, char **text)
+{
+    const struct arch_block *b = &a->stack[STACK_DEC].block[0];
+    char value[32];
+    TRY(config_text_set(text, "multi_query", b->G == 1 ? "true" : "false", "n_head"));
+    json_t *config;
+    TRY(json_parse_object(*text, strlen(*text), "config.json", &config));
+    int said = json_object_get(config, "num_key_value_heads") != NULL;
+    json_decref(config);
+    snprintf(value, sizeof value, "%lld", (long long)b->G);
+    return said ? config_text_set(text, "num_key_value_heads", value, "") : OK;
+}
+
+static enum code bigcode_fresh(const struct arch *a, json_t *config)
+{
+    const struct arch_block *b = &a->stack[STACK_DEC].block[0];
+    int scaled = a->attn_scale < 1 || a->attn_scale > 1 || b->D == 1;
+    family_fresh_begin(a, config, "GPTBigCodeForCausalLM", "gpt_bigcode", &FRESH);
+    if (mlp_is_gated(a->mlp))
+        return fail(ERR_UNSUPPORTED, "config.json of the gpt_bigcode family cannot express a gated MLP; write a .h5");
+    json_object_set_new(config, "activation_function", json_string(family_act_name(a->mlp)));
+    json_object_set_new(config, "layer_norm_epsilon", json_real(a->norm_eps));
+    json_object_set_new(config, "scale_attn_weights", json_boolean(scaled));
+    json_object_set_new(config, "multi_query", json_boolean(b->G == 1));
+    return family_fresh_end(a, config);
+}
+
+const struct family family_gpt_bigcode = {
+    .model_types = TYPES,
+    .keys = KEYS,
+    .prefix = "transformer.",
+    .read = bigcode_read,
+    .place = bigcode_place,
+    .ignores = gpt_ignores,
+    .fresh = bigcode_fresh,
+    .holds = bigcode_holds,
+    .set_groups = bigcode_set_groups,
+};
