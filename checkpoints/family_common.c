@@ -227,10 +227,10 @@ void family_fresh_begin(const struct arch *a, json_t *config, const char *class_
     json_object_set_new(config, "initializer_range", json_real(0.02));
 }
 
-void family_rope_fresh(const struct arch *a, json_t *config)
+void family_rope_fresh(const struct arch *a, json_t *config, double fallback)
 {
     int64_t D = a->stack[STACK_DEC].block[0].D, dims = a->rope.dims;
-    if (dims != D && D > 0) {
+    if (D > 0 && (int64_t)((double)D * fallback) != dims) {
         double partial = (double)dims / (double)D;
         while ((int64_t)((double)D * partial) < dims)
             partial = nextafter(partial, 1);

@@ -60,8 +60,9 @@ int family_ignores_usual(const struct arch *a, const char *name);
 
 /* architectures, model_type, dimensions (of layer 0), max positions, tie_word_embeddings, initializer_range. */
 void family_fresh_begin(const struct arch *a, json_t *config, const char *class_name, const char *model_type, const struct family_dims *dims);
-/* theta, scaling and, where dims differ from D, partial_rotary_factor: so that it reads back to the same dims. */
-void family_rope_fresh(const struct arch *a, json_t *config);
+/* theta, scaling and, unless `fallback` says it, a partial_rotary_factor that reads back to the same dims. A family that has no such
+ * key passes 1. */
+void family_rope_fresh(const struct arch *a, json_t *config, double fallback);
 /* sliding_window, null without any, and layer_types where some layers have it and some not. Returns 1 with windows. */
 int family_windows_fresh(const struct arch *a, json_t *config);
 void family_windows_switched_fresh(const struct arch *a, json_t *config);

@@ -66,7 +66,7 @@ static enum code gemma_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "hidden_activation", json_string("gelu_pytorch_tanh")); /* what older releases read */
     json_object_set_new(config, "rms_norm_eps", json_real(a->norm_eps));
     json_object_set_new(config, "attention_bias", json_boolean(a->bias & BIAS_Q));
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     /* sqrt(C) in whatever precision: the one of the result's type is what its readers will use */
     static const enum dtype roundings[] = {DT_F32, DT_BF16, DT_F16};
     struct arch wanted = *a;

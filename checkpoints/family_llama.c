@@ -61,7 +61,7 @@ static enum code llama_fresh(const struct arch *a, json_t *config)
         json_object_set_new(config, "attention_bias", json_boolean(a->bias & BIAS_Q));
         json_object_set_new(config, "mlp_bias", json_boolean(a->bias & BIAS_MLP_IN));
     }
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     return family_fresh_end(a, config);
 }
 

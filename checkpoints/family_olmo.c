@@ -29,7 +29,7 @@ static enum code olmo_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "hidden_act", json_string(family_act_name(a->mlp)));
     json_object_set_new(config, "attention_bias", json_boolean(a->bias & BIAS_Q));
     json_object_set_new(config, "clip_qkv", a->clip_qkv > 0 ? json_real(a->clip_qkv) : json_null());
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     return family_fresh_end(a, config);
 }
 

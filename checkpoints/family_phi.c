@@ -62,7 +62,7 @@ static enum code phi_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "hidden_act", json_string(family_act_name(a->mlp)));
     json_object_set_new(config, "layer_norm_eps", json_real(a->norm_eps));
     json_object_set_new(config, "qk_layernorm", json_false());
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 0.5);
     return family_fresh_end(a, config);
 }
 

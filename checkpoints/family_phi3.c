@@ -54,7 +54,7 @@ static enum code phi3_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "hidden_act", json_string(family_act_name(a->mlp)));
     json_object_set_new(config, "rms_norm_eps", json_real(a->norm_eps));
     family_windows_fresh(a, config);
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     if (a->rope.kind == ROPE_LONGROPE)
         json_object_set_new(config, "original_max_position_embeddings", json_integer(a->rope.original_max_positions));
     return family_fresh_end(a, config);

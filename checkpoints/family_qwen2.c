@@ -26,7 +26,7 @@ static enum code qwen2_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "hidden_act", json_string(family_act_name(a->mlp)));
     json_object_set_new(config, "rms_norm_eps", json_real(a->norm_eps));
     family_windows_switched_fresh(a, config);
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     return family_fresh_end(a, config);
 }
 

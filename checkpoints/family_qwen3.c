@@ -31,7 +31,7 @@ static enum code qwen3_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "rms_norm_eps", json_real(a->norm_eps));
     json_object_set_new(config, "attention_bias", json_boolean(a->bias & BIAS_Q));
     family_windows_switched_fresh(a, config);
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     return family_fresh_end(a, config);
 }
 

@@ -59,7 +59,7 @@ static enum code stablelm_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "use_qkv_bias", json_boolean(a->bias & BIAS_Q));
     json_object_set_new(config, "qk_layernorm", json_boolean(a->qk_norm != QK_NORM_NONE));
     json_object_set_new(config, "use_parallel_residual", json_boolean(a->residual != RESIDUAL_SEQUENTIAL));
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 0.25);
     return family_fresh_end(a, config);
 }
 

@@ -47,7 +47,7 @@ static enum code starcoder2_fresh(const struct arch *a, json_t *config)
     json_object_set_new(config, "norm_epsilon", json_real(a->norm_eps));
     json_object_set_new(config, "use_bias", json_boolean(a->bias & BIAS_Q));
     family_windows_fresh(a, config);
-    family_rope_fresh(a, config);
+    family_rope_fresh(a, config, 1);
     return family_fresh_end(a, config);
 }
 
