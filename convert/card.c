@@ -31,9 +31,16 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
         fprintf(f, "Grouped-query form of `%s`: key/value heads %s, heads of a group merged by `%s` (Ainslie et al. 2023, GQA).\n"
                    "No training has followed the merge: expect higher loss until it is uptrained.\n",
                 base_name(ckpt_path(source)), groups, method);
+    else if (plan->repeats)
+        fprintf(f, "`%s` with key/value heads %s: copies, so it computes the same.\n", base_name(ckpt_path(source)), groups);
+    else if (plan->choice.rewrite)
+        fprintf(f, "`%s` in another form.\n", base_name(ckpt_path(source)));
     else
         fprintf(f, "Format conversion of `%s`; no value was changed%s.\n", base_name(ckpt_path(source)),
                 options_dtype(o) == DT_NONE ? "" : " beyond the element type");
+    fprintf(f, "\nHome: %s%s: %s.\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
+    if (*plan->note)
+        fprintf(f, "\nApproximate: %s.\n", plan->note);
     fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). Groups are consecutive heads. Loss before and after: not measured.\n\n"
                "| input file | bytes | SHA-256 |\n|---|---|---|\n");
     for (int i = 0; i < out->n_inputs; i++)

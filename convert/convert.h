@@ -16,6 +16,8 @@ struct options {
     int inspect, dry_run, json, force, quiet, compress, method;
     int64_t kv_heads;              /* KV_HEADS_KEEP: not asked; 0 is an answer, and refused */
     struct cli_ints kv_heads_per_layer; /* n 0: not asked */
+    int home;                      /* enum ckpt_home */
+    const char *family;            /* --target-family; NULL: not asked */
     int dtype;                     /* index into "keep|f32|bf16|f16" */
     int64_t seed, shard_mb, header_mb;
     const char *verify;
@@ -24,34 +26,54 @@ enum dtype options_dtype(const struct options *o); /* DT_NONE: keep */
 
 /* What a conversion will do. */
 struct plan {
-    struct arch arch;      /* of the result */
-    const struct arch *from; /* of the source */
-    int merges;            /* 1 if any layer changes its number of K/V heads */
+    struct arch arch;      /* of the result: its heads, at its home */
+    struct arch from;      /* of the source */
+    int64_t *pooled;       /* [L] heads that remain after merging; each is then written G / pooled times */
+    int merges, repeats;   /* 1 if any layer has fewer heads, or copies of them */
+    struct ckpt_choice choice;
+    char note[320];        /* what the merge cannot do exactly, besides merging; "" */
     int64_t bytes_in, bytes_out;
 };
-/* Refuses group counts that do not divide a layer's K/V heads, listing the legal ones. Free with plan_free. */
+/* Refuses group counts that neither divide a layer's K/V heads nor are a multiple of them that divides its query heads, listing the
+ * legal ones; chooses where the result lives. Free with plan_free. */
 enum code plan_make(struct plan *p, struct checkpoint *source, const struct options *o) MUST_USE;
+/* The arch with G key/value heads in every layer. */
+enum code plan_groups(struct arch *a, int64_t G) MUST_USE;
 void plan_free(struct plan *p);
-/* "8 -> 2 (4 K/V heads per group)" or a list by layer; `out` at least 256 bytes. */
+/* "8 -> 2", "8 -> 2, repeated to 8", or a list by layer; `out` at least 256 bytes. */
 void plan_groups_text(const struct plan *p, char *out, size_t n);
 
-/* Squared distance of the pooled rows from the heads they replace, and the squared size of those heads, per layer and group. */
-struct pool_error { double *distance, *size; int64_t G; }; /* [G] */
+/* Squared distance of the pooled rows from the heads they replace, the squared size of those heads, and of the pooled rows (NULL: not
+ * wanted), per pooled head. */
+struct pool_error { double *distance, *size, *kept; int64_t G; }; /* [G] */
 
-/* Pools one K or V tensor of `layer` (weights [G0*D, C] or biases [G0*D]) from the source into the writer, streaming in row blocks. */
+/* Pools the rows of one tensor that belong to K/V heads (weights [G0*D, C], biases and norms [G0*D]) from the source into the
+ * writer, streaming in row blocks, and writes each pooled head `repeat` times. */
 struct pool_job {
     struct checkpoint *source;
     const struct ckpt_tensor *in;
-    struct ckpt_writer *writer;
+    struct ckpt_writer *writer; /* NULL: only measure */
     const struct ckpt_tensor *out;
-    int64_t D; /* rows per head */
+    int64_t D;      /* rows per head */
+    int64_t pooled; /* heads after merging; the result's are a multiple */
     enum method method;
     uint64_t seed;
-    double init_sd; /* of METHOD_RANDOM: initializer_range of config.json, or 0.02 */
+    double init_sd;         /* of METHOD_RANDOM: initializer_range of config.json, or 0.02 */
+    const float *row_scale; /* [G0*D] factors of the source's rows, or NULL */
     void *buffer;
     size_t buffer_bytes;
 };
 enum code pool_tensor(const struct pool_job *job, struct pool_error *error) MUST_USE;
+/* The same rows without merging: bytes as they are, each head `repeat` times. */
+enum code pool_repeat(const struct pool_job *job) MUST_USE;
+
+/* knorm.c. What a norm of the keys becomes when heads are merged. FULL (one RMSNorm over all heads): the weights move into W_k before
+ * it is pooled (key_scale, malloc'ed [G0*D]; NULL for other kinds), and every weight of the result is one constant per layer. */
+enum code knorm_scale(const struct plan *plan, struct checkpoint *source, int64_t layer, float **scale) MUST_USE;
+/* The constant: sqrt(mean squared row of the pooled, scaled W_k / mean squared row of the source's W_k). */
+enum code knorm_constant(const struct plan *plan, const struct pool_job *keys, double *constant) MUST_USE;
+/* Sentence for people; "" when a merge under this arch is nothing special. */
+void knorm_note(const struct arch *a, char *out, size_t n);
 
 /* rel error of layer l, group g: sqrt(distance / size). kind 0 = K weights, 1 = V weights. */
 struct layer_errors { struct pool_error error[2]; };
@@ -77,6 +99,8 @@ enum code stream_convert(struct checkpoint *source, const struct plan *plan, con
 char *card_text(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out);
 json_t *report_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out); /* out NULL: dry run */
 void report_convert_table(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out);
+
+json_t *report_home(const struct ckpt_choice *choice); /* {home, family, exact, sentence} */
 
 enum code inspect_run(const struct options *o) MUST_USE;
 

@@ -17,6 +17,30 @@ static json_t *tensors_json(struct checkpoint *ck)
     return list;
 }
 
+/* Where a result with G heads would live; a refusal is an answer too. */
+static enum code home_of(const struct arch *from, int64_t G, struct ckpt_choice *choice)
+{
+    struct arch a;
+    TRY(arch_copy(&a, from));
+    enum code c = plan_groups(&a, G);
+    if (c == OK)
+        c = ckpt_choose(&a, "a directory", HOME_AUTO, NULL, choice);
+    arch_free(&a);
+    return c;
+}
+
+static json_t *homes_json(const struct arch *a, const int64_t *legal, int n)
+{
+    json_t *homes = json_object();
+    for (int i = 0; i < n; i++) {
+        struct ckpt_choice choice;
+        char key[24];
+        snprintf(key, sizeof key, "%lld", (long long)legal[i]);
+        json_object_set_new(homes, key, home_of(a, legal[i], &choice) == OK ? report_home(&choice) : json_pack("{s:n, s:s}", "home", "sentence", fail_text()));
+    }
+    return homes;
+}
+
 static void inspect_json(struct checkpoint *ck, const int64_t *legal, int n)
 {
     const struct arch *a = ckpt_arch(ck);
@@ -34,6 +58,7 @@ static void inspect_json(struct checkpoint *ck, const int64_t *legal, int n)
     json_object_set_new(j, "tensors", tensors_json(ck));
     json_object_set_new(j, "legal_kv_heads", groups);
     json_object_set_new(j, "kv_bytes_per_token", kv);
+    json_object_set_new(j, "homes", homes_json(a, legal, n));
     json_print(j, 2);
     json_decref(j);
 }
@@ -56,10 +81,14 @@ static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
         printf("%-40s %-52s %-6s %lld", t->name, t->source ? t->source : "", dtype_name(t->dtype), (long long)t->n[0]);
         printf(t->nd == 2 ? " x %lld\n" : "\n", (long long)t->n[1]);
     }
-    printf("\n%s  %s\n", "key/value heads", "K/V cache per token");
+    printf("\n%s  %-20s %s\n", "key/value heads", "K/V cache per token", "home");
     for (int i = 0; i < n; i++) {
         format_bytes(bytes, (double)arch_kv_bytes_per_token(a, legal[i], a->dtype));
-        printf("%15lld  %s\n", (long long)legal[i], bytes);
+        struct ckpt_choice c;
+        if (home_of(a, legal[i], &c) == OK)
+            printf("%15lld  %-20s %s: %s\n", (long long)legal[i], bytes, ckpt_home_name(c.home), c.sentence);
+        else
+            printf("%15lld  %-20s none: %s\n", (long long)legal[i], bytes, fail_text());
     }
 }
 

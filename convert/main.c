@@ -5,8 +5,11 @@
 
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
 static const struct cli_flag flags[] = {
-    FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; must divide the source's. Without it only the format changes"),
-    FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (native .h5 targets only)"),
+    FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; divides the source's, or is a multiple of them (heads are repeated). Without it only the format changes"),
+    FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (.h5, or gqakit's own form)"),
+    FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own\n"
+         "                        modeling file; every head's own copy. auto (default) takes the first of these that is exact"),
+    FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
     FLAG("--method", CLI_CHOICE, method, METHOD_NAMES, "how heads of a group become one: their mean (default), the first, or a fresh random one"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),
@@ -28,7 +31,7 @@ static const struct cli cli = {
     "key/value heads of each group (Ainslie et al. 2023, GQA), or changes the format only.\n"
     "\n"
     "  SRC   a Hugging Face directory, a native .h5, a run or step directory of gqa-uptrain, or a llama2.c .bin\n"
-    "  DST   *.h5 native, else a Hugging Face directory\n"
+    "  DST   *.h5 native, *.gguf, else a Hugging Face directory\n"
     "\n"
     "  gqa-convert --inspect my-model                      which group counts are legal, what each saves\n"
     "  gqa-convert my-model my-model-gqa4 --kv-heads 4     mean of each group's heads\n"
@@ -75,6 +78,11 @@ static enum code convert_run(const struct options *o)
     struct outcome out = { 0 };
     TRY(ckpt_open(&source, o->source, &open_options));
     enum code c = plan_make(&plan, source, o);
+    if (c == OK) {
+        struct checkpoint *rewritten;
+        c = ckpt_rewritten(&rewritten, source, &plan.choice);
+        source = rewritten;
+    }
     if (c == OK)
         c = o->dry_run ? stream_check(source, &plan, o) : stream_convert(source, &plan, o, &out);
     if (c == OK && o->json) {

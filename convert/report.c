@@ -28,6 +28,14 @@ static json_t *groups_json(const struct plan *plan)
     return list;
 }
 
+static json_t *pooled_json(const struct plan *plan)
+{
+    json_t *list = json_array();
+    for (int64_t l = 0; l < plan->arch.stack[STACK_DEC].L; l++)
+        json_array_append_new(list, json_integer(plan->pooled[l]));
+    return list;
+}
+
 static json_t *errors_json(const struct pool_error *e)
 {
     json_t *list = json_array();
@@ -36,16 +44,25 @@ static json_t *errors_json(const struct pool_error *e)
     return list;
 }
 
+json_t *report_home(const struct ckpt_choice *c)
+{
+    return json_pack("{s:s, s:s, s:b, s:s}", "home", ckpt_home_name(c->home), "family", c->family, "exact", c->exact, "sentence", c->sentence);
+}
+
 json_t *report_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
 {
     json_t *j = json_result("convert", "cpu"), *files = json_array(), *layers = json_array();
     json_object_set_new(j, "source", json_string(ckpt_path(source)));
-    json_object_set_new(j, "target", json_string(o->target));
+    json_t *target = report_home(&plan->choice);
+    json_object_set_new(target, "path", json_string(o->target));
+    json_object_set_new(j, "target", target);
     json_object_set_new(j, "dry_run", json_boolean(out == NULL));
     json_object_set_new(j, "method", plan->merges ? json_string(method_name((enum method)o->method)) : json_null());
     json_object_set_new(j, "grouping", json_string("consecutive"));
     json_object_set_new(j, "seed", json_integer(o->seed));
     json_object_set_new(j, "groups", groups_json(plan));
+    json_object_set_new(j, "pooled", pooled_json(plan));
+    json_object_set_new(j, "approximate", *plan->note ? json_string(plan->note) : json_null());
     json_object_set_new(j, "bytes_in", json_integer(plan->bytes_in));
     json_object_set_new(j, "bytes_out", json_integer(plan->bytes_out));
     json_object_set_new(j, "kv_bytes_per_token", json_integer(arch_kv_bytes_per_token(&plan->arch, 0, plan->arch.dtype)));
@@ -75,11 +92,14 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     plan_groups_text(plan, groups, sizeof groups);
     format_bytes(in, (double)plan->bytes_in);
     format_bytes(to, (double)plan->bytes_out);
-    format_bytes(kv0, (double)arch_kv_bytes_per_token(plan->from, 0, plan->from->dtype));
+    format_bytes(kv0, (double)arch_kv_bytes_per_token(&plan->from, 0, plan->from.dtype));
     format_bytes(kv1, (double)arch_kv_bytes_per_token(&plan->arch, 0, plan->arch.dtype));
     printf("source             %s (%s)\n", ckpt_path(source), ckpt_form_name(source));
     printf("target             %s%s\n", o->target, out ? "" : " (dry run: nothing was written)");
     printf("key/value heads    %s%s%s\n", groups, plan->merges ? ", method " : "", plan->merges ? method_name((enum method)o->method) : "");
+    printf("home               %s%s: %s\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
+    if (*plan->note)
+        printf("note               %s\n", plan->note);
     printf("tensor bytes       %s -> %s\n", in, to);
     printf("K/V per token      %s -> %s\n", kv0, kv1);
     if (!out)

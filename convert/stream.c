@@ -3,6 +3,7 @@
 #include "convert.h"
 
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -35,20 +36,20 @@ static void *hash_files(void *arg)
 
 /* ---- copying ---- */
 
-static int copies(const struct ckpt_tensor *in, const struct ckpt_tensor *out) { return in->nd == out->nd && in->n[0] == out->n[0] && in->n[1] == out->n[1]; }
-
 /* The buffer holds BLOCK_BYTES, or a row of the widest tensor if that is more. */
 static enum code copy_tensor(struct checkpoint *source, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out,
                              void *buffer, struct outcome *result)
 {
-    int64_t width = in->nd == 2 ? in->n[1] : 1, per_row = width * (int64_t)dtype_bytes(in->dtype);
+    /* Computed tensors (rewritings) are read as they were computed, so that a wider result is not rounded on the way. */
+    enum dtype type = in->dtype == out->dtype || in->dtype == DT_F64 ? in->dtype : DT_F32;
+    int64_t width = in->nd == 2 ? in->n[1] : 1, per_row = width * (int64_t)dtype_bytes(type);
     int64_t step = per_row > BLOCK_BYTES ? 1 : BLOCK_BYTES / per_row;
     size_t bad = 0;
     for (int64_t row = 0; row < in->n[0]; row += step) {
         int64_t rows = in->n[0] - row < step ? in->n[0] - row : step;
-        TRY(ckpt_read(source, in, row, rows, buffer, DT_NONE));
-        bad += count_nonfinite(buffer, in->dtype, (size_t)(rows * width));
-        TRY(ckpt_write(w, out, row, rows, buffer, in->dtype));
+        TRY(ckpt_read(source, in, row, rows, buffer, type));
+        bad += count_nonfinite(buffer, type, (size_t)(rows * width));
+        TRY(ckpt_write(w, out, row, rows, buffer, type));
     }
     if (bad)
         log_warn("%s: tensor %s has %zu non-finite values; copied as they are", ckpt_path(source), in->source, bad);
@@ -67,27 +68,66 @@ static double initializer_range(const struct arch *a)
     return sd;
 }
 
+static enum code error_table(struct pool_error *e, int64_t G)
+{
+    e->G = G;
+    e->distance = calloc((size_t)G, sizeof *e->distance);
+    e->size = calloc((size_t)G, sizeof *e->size);
+    return e->distance && e->size ? OK : fail(ERR_MEMORY, "out of memory for the error table");
+}
+
+/* The weights of a key norm over all heads: one constant. `job` is that of the norm itself. */
+static enum code constant_norm(const struct plan *plan, struct pool_job job)
+{
+    char name[64];
+    double c;
+    const struct ckpt_tensor *norm = job.out;
+    snprintf(name, sizeof name, "dec.%lld.attn.k.w", (long long)norm->layer);
+    job.in = job.out = ckpt_find(job.source, name);
+    TRY(knorm_constant(plan, &job, &c));
+    float value = (float)c;
+    for (int64_t row = 0; row < norm->n[0]; row++)
+        TRY(ckpt_write(job.writer, norm, row, 1, &value, DT_F32));
+    return OK;
+}
+
+/* Tensors whose rows belong to K/V heads: merged, repeated, or both. */
+static enum code convert_heads(struct checkpoint *source, const struct plan *plan, const struct options *o, struct ckpt_writer *w,
+                               const struct ckpt_tensor *in, const struct ckpt_tensor *out, void *buffer, size_t buffer_bytes, struct outcome *result)
+{
+    int64_t G0 = plan->from.stack[STACK_DEC].block[in->layer].G, P = plan->pooled[in->layer];
+    int keys = strstr(in->name, ".k.") != NULL;
+    struct pool_job job = { source, in, w, out, in->n[0] / G0, P, (enum method)o->method, (uint64_t)o->seed, initializer_range(&plan->from),
+                            NULL, buffer, buffer_bytes };
+    if (P == G0)
+        return pool_repeat(&job);
+    struct pool_error *e = NULL;
+    if (in->pool == POOL_KV && in->nd == 2) {
+        e = &result->layers[in->layer].error[!keys];
+        TRY(error_table(e, P));
+    }
+    float *scale = NULL;
+    if (keys || in->pool == POOL_QKNORM)
+        TRY(knorm_scale(plan, source, in->layer, &scale));
+    job.row_scale = scale;
+    enum code c = in->pool == POOL_QKNORM && scale ? constant_norm(plan, job) : pool_tensor(&job, e);
+    free(scale);
+    return c;
+}
+
 static enum code convert_tensor(struct checkpoint *source, const struct plan *plan, const struct options *o, struct ckpt_writer *w,
                                 const struct ckpt_tensor *out, void *buffer, size_t buffer_bytes, struct outcome *result)
 {
     const struct ckpt_tensor *in = ckpt_find(source, out->name);
     if (!in)
         return fail(ERR_INTERNAL, "%s: result tensor %s has no source", ckpt_path(source), out->name);
-    if (copies(in, out))
-        return copy_tensor(source, in, w, out, buffer, result);
-    CHECK(in->pool == POOL_KV && in->layer >= 0);
-    const struct arch_block *from = &plan->from->stack[STACK_DEC].block[in->layer];
-    struct pool_job job = { source, in, w, out, in->n[0] / from->G, (enum method)o->method, (uint64_t)o->seed, initializer_range(plan->from), buffer, buffer_bytes };
-    struct pool_error *e = NULL;
-    if (in->nd == 2) {
-        e = &result->layers[in->layer].error[strstr(in->name, ".v.") != NULL];
-        e->G = plan->arch.stack[STACK_DEC].block[in->layer].G;
-        e->distance = calloc((size_t)e->G, sizeof *e->distance);
-        e->size = calloc((size_t)e->G, sizeof *e->size);
-        if (!e->distance || !e->size)
-            return fail(ERR_MEMORY, "out of memory for the error table");
+    if (in->layer >= 0 && (in->pool == POOL_KV || (in->pool == POOL_QKNORM && plan->from.qk_norm != QK_NORM_HEAD))) {
+        int64_t G0 = plan->from.stack[STACK_DEC].block[in->layer].G, G = plan->arch.stack[STACK_DEC].block[in->layer].G;
+        if (plan->pooled[in->layer] != G0 || G != G0)
+            return convert_heads(source, plan, o, w, in, out, buffer, buffer_bytes, result);
     }
-    return pool_tensor(&job, e);
+    CHECK(in->nd == out->nd && in->n[0] == out->n[0] && in->n[1] == out->n[1]);
+    return copy_tensor(source, in, w, out, buffer, result);
 }
 
 static enum code walk(struct checkpoint *source, const struct plan *plan, const struct options *o, struct ckpt_writer *w, struct outcome *out)

@@ -210,7 +210,11 @@ static void refusals(void **state)
         { { "--kv-heads", "0" }, 2, "legal counts" },
         { { "--shard-size", "-5" }, 2, "--shard-size" },
         { { "--kv-heads-per-layer", "3,2,1" }, 2, "one per layer" },
-        { { "--kv-heads-per-layer", "3,2" }, 4, "layer" },
+        { { "--kv-heads-per-layer", "3,2", "--target", "native" }, 4, "layer" },
+        { { "--target", "gguf" }, 2, "*.gguf" },
+        { { "--target", "expanded", "--target-family", "phi" }, 2, "retarget" },
+        { { "--target-family", "lama" }, 2, "llama" },
+        { { "--target", "retarget" }, 4, "gpt_neox -> phi" },
         { { "--kv-heads", "2", "--kv-heads-per-layer", "3,3" }, 2, "exclude" },
         { { "--method", "median" }, 2, "mean" },
         { { "--kvheads", "2" }, 2, "--kv-heads" },
@@ -281,13 +285,13 @@ static void dry_run_and_json(void **state)
     assert_int_equal(c.status, 0);
     assert_false(io_exists(dst));
     child_free(&c);
-    c = CONVERT(src, dst, "--kv-heads-per-layer", "3,1", "--dry-run"); /* what the real run refuses, the dry one does */
+    c = CONVERT(src, dst, "--kv-heads-per-layer", "3,1", "--target", "native", "--dry-run"); /* what the real run refuses, the dry one does */
     assert_int_equal(c.status, 4);
     child_free(&c);
     c = CONVERT(src, src, "--dry-run", "--force");
     assert_int_equal(c.status, 2);
     child_free(&c);
-    c = CONVERT(src, "model.gguf", "--dry-run");
+    c = CONVERT(src, "model.gguf", "--target", "custom", "--dry-run");
     assert_int_equal(c.status, 2);
     child_free(&c);
     c = CONVERT(src, dst, "--kv-heads", "2", "--json");
