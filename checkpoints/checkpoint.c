@@ -7,6 +7,7 @@
 
 #include "blocks.h"
 #include "form.h"
+#include "gguf.h"
 
 #define FORM_ADDRESS(form) &form,
 static const struct ckpt_form *const FORMS[] = {CKPT_FORMS(FORM_ADDRESS)};
@@ -127,7 +128,8 @@ enum code ckpt_target_check(const struct ckpt_target *target)
     char *text = NULL; /* what config.json cannot say is refused here too */
     enum code c = form == &form_hf ? arch_to_config_json(target->arch, target->dtype == DT_NONE ? target->arch->dtype : target->dtype, &text) : OK;
     free(text);
-    return c;
+    const struct gguf_row *row;
+    return c == OK && form == &form_gguf ? gguf_row_of(target->arch, &row) : c;
 }
 
 enum code ckpt_create(struct ckpt_writer **w, const struct ckpt_target *target)

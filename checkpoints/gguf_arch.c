@@ -210,7 +210,7 @@ static int row_fits(const struct gguf_row *row, const struct arch *a, struct fit
     NEED(row->residuals & BIT(a->residual), "has other residuals");
     NEED(row->places & BIT(a->norm_place), "has its norms elsewhere");
     NEED(row->qk_norms & BIT(a->qk_norm), "has other norms of queries and keys");
-    NEED(biases_fit(row, a, f), "has other biases");
+    NEED(biases_fit(row, a, f), "lacks some of its biases, or needs some that cannot be added");
     NEED(!(row->traits & GGUF_EMBED_NORM) == !a->embed_norm, "differs in the norm behind the embedding");
     NEED(embedding_fits(row, a), "scales the embedding otherwise");
     NEED(width_fits(row, a), "needs heads times head width to be the model width");
