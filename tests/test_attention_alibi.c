@@ -31,7 +31,7 @@ static void test_shapes(void **state)
 static void test_masks(void **state)
 {
     (void)state;
-    const int64_t lengths[][2] = {{131, 131}, {65, 199}, {1, 77}, {149, 41}}, windows[][2] = {{-1, -1}, {17, -1}, {64, 3}, {0, -1}};
+    const int64_t lengths[][2] = {{131, 131}, {65, 199}, {1, 77}, {149, 41}}, windows[][2] = {{-1, -1}, {17, -1}, {64, 3}};
     int32_t *seg_q = test_alloc(2 * 200, sizeof *seg_q), *seg_k = test_alloc(2 * 200, sizeof *seg_k);
     for (size_t l = 0; l < COUNT_OF(lengths); l++)
         for (size_t w = 0; w < COUNT_OF(windows); w++)

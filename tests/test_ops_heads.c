@@ -61,10 +61,10 @@ static double norm_loss(void *context)
 
 static void one_head_norm(struct device *dev, int64_t N, int64_t heads, int64_t D, enum norm_kind kind, int per_head, int in_place)
 {
-    const int64_t between = in_place ? 0 : 5, wide = heads * (D + between) + BEFORE + 4, rows = N * heads, W = per_head ? heads * D : D;
+    const int64_t wide = heads * (D + 5) + BEFORE + 4, rows = N * heads, W = per_head ? heads * D : D; /* no two strides alike, but in place */
     struct view fx = ops_rows(N, wide, 2, 51), fy = in_place ? fx : ops_rows(N, wide, 1, 52), fdy = ops_rows(N, wide, 0, 53);
-    struct view fdx = in_place ? fdy : ops_rows(N, wide, 3, 54), x = heads_of(fx, heads, D, between), y = heads_of(fy, heads, D, between);
-    struct view dy = heads_of(fdy, heads, D, between), dx = heads_of(fdx, heads, D, between);
+    struct view fdx = in_place ? fdy : ops_rows(N, wide, 3, 54), x = heads_of(fx, heads, D, 5), y = heads_of(fy, heads, D, in_place ? 5 : 0);
+    struct view dy = heads_of(fdy, heads, D, 3), dx = heads_of(fdx, heads, D, in_place ? 3 : 1);
     struct view w = ops_vector(W, 55), dw = ops_vector(W, 56), mean = ops_vector(rows, 0), rstd = ops_vector(rows, 0);
     for (int64_t i = 0; i < N * fx.s[0] - 2; i++)
         view_f32(fx)[i] += 2; /* a mean to subtract */

@@ -113,7 +113,7 @@ enum code cpu_head_norm_fwd(struct device *dev, struct view y, struct view mean,
                             float eps)
 {
     const char *op = "head_norm_fwd";
-    int per_head;
+    int per_head = 0;
     TRY(cpu_check(op, "x", x, DT_F32, 3, -1, -1, 0));
     const int64_t N = x.n[0], heads = x.n[1], D = x.n[2];
     TRY(check_heads(op, "y", y, x));
@@ -142,7 +142,7 @@ enum code cpu_head_norm_bwd(struct device *dev, struct view dx, struct view dw, 
                             struct view rstd, enum norm_kind kind)
 {
     const char *op = "head_norm_bwd";
-    int per_head, dw_per_head;
+    int per_head = 0, dw_per_head = 0;
     TRY(cpu_check(op, "x", x, DT_F32, 3, -1, -1, 0));
     const int64_t N = x.n[0], heads = x.n[1], D = x.n[2];
     TRY(check_heads(op, "dx", dx, x));
