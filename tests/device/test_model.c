@@ -6,6 +6,7 @@
 #include "bf16_backend.h"
 #include "device_case.h"
 #include "model_fixture.h"
+#include "model_variants.h"
 #include "runs.h"
 #include "train_here.h"
 
@@ -47,7 +48,26 @@ static void gpt(struct arch *a)
     a->bias = BIAS_NORM | BIAS_Q | BIAS_K | BIAS_V | BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_HEAD;
 }
 
-static const struct { const char *name; void (*make)(struct arch *); } SHAPES[] = {{"llama", llama}, {"gpt", gpt}};
+/* A variant of tests/model_variants.c with this test's sizes. */
+static void variant(struct arch *a, const char *name)
+{
+    int i = 0;
+    while (strcmp(MODEL_VARIANTS[i].name, name)) {
+        i++;
+        assert_true(i < model_variants());
+    }
+    llama(a);
+    MODEL_VARIANTS[i].change(a);
+}
+
+static void stablelm(struct arch *a) { variant(a, "stablelm-12b"); } /* parallel, one norm, norms by head */
+static void neox(struct arch *a) { variant(a, "gpt_neox"); }         /* parallel, two norms, every bias */
+static void olmo2(struct arch *a) { variant(a, "olmo2"); }           /* norms on outputs and over the whole width of q and k */
+static void opt(struct arch *a) { variant(a, "opt-350m"); }          /* norms on sums, an embedding of another width */
+static void olmo(struct arch *a) { variant(a, "olmo"); }             /* clipping */
+
+static const struct { const char *name; void (*make)(struct arch *); } SHAPES[] = {
+    {"llama", llama}, {"gpt", gpt}, {"stablelm", stablelm}, {"neox", neox}, {"olmo2", olmo2}, {"opt", opt}, {"olmo", olmo}};
 
 /* The reference's weights and the batch; t->m itself is not used. */
 static void open_reference(struct tiny *t, void (*make)(struct arch *))
