@@ -211,7 +211,7 @@ CASES = {
     "falcon-new-one-norm": case("Falcon", BF16, dict(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, hidden_size=48, ffn_hidden_size=24, num_hidden_layers=1)),
     "falcon-mqa": case("Falcon", BF16, add={"lm_head.weight": "transformer.word_embeddings.weight"}, note="one norm, multi_query, rotary: falcon-7b"),
     "falcon-alibi": case("Falcon", BF16, dict(alibi=True, multi_query=False, parallel_attn=False, bias=True),
-                         note="falcon-rw; transformers rounds slope times distance to bf16, which is exact for these slopes and distances"),
+                         note="falcon-rw; sdpa, since transformers' eager form adds ALiBi twice; it rounds slope times distance to bf16, exact for these slopes"),
     "falcon-sequential": case("Falcon", BF16, dict(parallel_attn=False, bias=True)),
     "falcon-mha": case("Falcon", BF16, dict(multi_query=False, ffn_hidden_size=None)),
     "falcon-bare": case("Falcon", BF16, {}, bare=True, config=dict(num_kv_heads=None, rope_parameters=None)),
@@ -306,9 +306,16 @@ def save(name, path, **options):
         edit_tensors(os.path.join(path, "model.safetensors"), edits)
 
 
+def attention_of(path):
+    """Eager, but for Falcon with ALiBi: there transformers 5.23 adds the bias twice in its eager form (FalconModel puts it into the
+    mask for sdpa, FalconAttention adds it once more); sdpa, the default, is right."""
+    with open(os.path.join(path, "config.json")) as f:
+        return "sdpa" if json.load(f).get("alibi") else "eager"
+
+
 def load(path, **options):
     """A directory as transformers reads it, then the arithmetic in float64 over the stored weights."""
-    return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", **options).eval().double()
+    return transformers.AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention_of(path), **options).eval().double()
 
 
 def ids_of(vocab, n=TOKENS):
