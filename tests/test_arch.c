@@ -349,7 +349,7 @@ static void test_refusals(void **state)
     refused("", ERR_INPUT, "config.json");
     refused("[]", ERR_INPUT, "object");
     refused("{}", ERR_INPUT, "model_type");
-    refused("{\"model_type\": \"gpt2\"}", ERR_UNSUPPORTED, "supported are llama, mistral");
+    refused("{\"model_type\": \"bert\"}", ERR_UNSUPPORTED, "supported are llama, mistral");
     refused("{" HEAD ", \"clip_qkv\": 8.0}", ERR_UNSUPPORTED, "\"clip_qkv\": 8.0 is not understood");
     refused("{" HEAD ", \"rope_interleaved\": true}", ERR_UNSUPPORTED, "rope_interleaved");
     refused("{" HEAD ", \"quantization_config\": {\"bits\": 4}}", ERR_UNSUPPORTED, "quantization_config");
