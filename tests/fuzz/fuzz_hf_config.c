@@ -25,8 +25,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     free(text);
     free(a.source_config);
     a.source_config = NULL;
-    if (arch_to_config_json(&a, DT_NONE, &text) == OK)
+    if (arch_to_config_json(&a, DT_NONE, &text) == OK) {
+        CHECK(arch_from_config_json(&b, text, strlen(text), "fresh") == OK);
+        CHECK(arch_parameters(&a) == arch_parameters(&b) && a.rope.dims == b.rope.dims);
+        arch_free(&b);
         free(text);
+    }
     arch_free(&a);
     return 0;
 }
