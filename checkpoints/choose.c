@@ -16,9 +16,8 @@ static const struct retarget { const char *from, *to; unsigned steps; int automa
     {"gpt_neox", "starcoder2", REWRITE_ZERO_BIASES, 1}, /* sequential residual, all of the head rotated */
     {"gptj", "phi", REWRITE_ZERO_BIASES | REWRITE_ZERO_HEAD_BIAS | REWRITE_UNTIE, 1},
     {"gpt2", "gpt_bigcode", REWRITE_SCALE_Q, 1},
-    {"opt", "gpt_bigcode", REWRITE_POS_OFFSET | REWRITE_ZERO_BIASES, 1},
+    {"opt", "gpt_bigcode", REWRITE_POS_OFFSET | REWRITE_NORM_ONES | REWRITE_ZERO_BIASES, 1},
     {"gpt_neo", "gpt_bigcode", REWRITE_SCALE_Q | REWRITE_ZERO_BIASES | REWRITE_DROP_WINDOWS, 1},
-    {"falcon", "falcon", 0, 1}, /* the old layouts have a new_decoder_architecture form */
     {"olmo", "llama", REWRITE_NORM_ONES | REWRITE_CENTRE, 0},
 };
 enum { N_RETARGETS = sizeof RETARGETS / sizeof *RETARGETS };
@@ -41,9 +40,12 @@ static const char *family_name(const struct arch *a) { return a->family[0] ? a->
 static void reason(char *out, size_t n)
 {
     snprintf(out, n, "%s", fail_text());
-    char *advice = strstr(out, "; write a .h5");
-    if (advice)
-        *advice = 0;
+    static const char *const advice[] = {"; write a .h5", "; if it does not change"};
+    for (size_t i = 0; i < sizeof advice / sizeof *advice; i++) {
+        char *at = strstr(out, advice[i]);
+        if (at)
+            *at = 0;
+    }
 }
 
 static void heads_text(const struct arch *a, char *out, size_t n)
@@ -194,7 +196,7 @@ static enum code choose_retarget(const struct arch *result, const char *family, 
     *tried = 0;
     for (int i = 0; i < N_RETARGETS; i++) {
         const struct retarget *r = &RETARGETS[i];
-        if (used < sizeof list && strcmp(r->from, r->to) != 0)
+        if (used < sizeof list)
             used += (size_t)snprintf(list + used, sizeof list - used, "%s%s -> %s", used ? ", " : "", r->from, r->to);
         if (strcmp(r->from, family_name(result)) != 0 || (automatic && !r->automatic) || (family && strcmp(family, r->to) != 0))
             continue;
