@@ -89,3 +89,17 @@ const char *gguf_pre_name(const json_t *root)
         return "falcon";
     return NULL;
 }
+
+json_t *gguf_pre_of_class(const char *class, const char *where)
+{
+    static const char *const gpt2[] = {"GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast", "GPTNeoXTokenizer", ""};
+    if (!strncmp(class, "Qwen2Tokenizer", 14))
+        return json_pack("{s:s, s:[{s:s, s:{s:s}}, {s:s, s:b}]}", "type", "Sequence", "pretokenizers", "type", "Split", "pattern", "Regex",
+                         CASELESS "|" WORDS "|\\p{N}|" REST, "type", "ByteLevel", "use_regex", 0);
+    int known = 0;
+    for (size_t i = 0; i < sizeof gpt2 / sizeof *gpt2; i++)
+        known |= !strcmp(class, gpt2[i]);
+    if (!known)
+        log_warn("%s: without tokenizer.json, text is split as by GPT-2's tokenizer, though it says %s", where, class);
+    return json_pack("{s:s}", "type", "ByteLevel");
+}

@@ -57,10 +57,8 @@ static enum code from_parts(struct gguf_vocab *v, const struct ckpt_companion *v
     const char *class = json_string_value(json_object_get(settings, "tokenizer_class"));
     json_t *words;
     TRY(parse(vocab, where, &words));
-    if (class && strcmp(class, "GPT2Tokenizer") != 0 && strcmp(class, "GPT2TokenizerFast") != 0 && strcmp(class, "CodeGenTokenizer") != 0)
-        log_warn("%s: without tokenizer.json, text is split as by GPT-2's tokenizer, though it says %s", where, class);
-    v->root = json_pack("{s:{s:s, s:o, s:o}, s:{s:s}, s:o}", "model", "type", "BPE", "vocab", words, "merges", merges_lines(merges),
-                        "pre_tokenizer", "type", "ByteLevel", "added_tokens", added_list(settings));
+    v->root = json_pack("{s:{s:s, s:o, s:o}, s:o, s:o}", "model", "type", "BPE", "vocab", words, "merges", merges_lines(merges),
+                        "pre_tokenizer", gguf_pre_of_class(class ? class : "", where), "added_tokens", added_list(settings));
     return v->root ? OK : fail(ERR_INPUT, "%s: merges.txt is not UTF-8 text", where);
 }
 

@@ -28,5 +28,7 @@ void gguf_vocab_free(struct gguf_vocab *v);
 int64_t gguf_vocab_find(const struct gguf_vocab *v, const char *text); /* -1: no such token */
 /* tokenizer.ggml.pre of a byte-level tokenizer: "gpt-2", "llama-bpe" ...; NULL: llama.cpp has none like it. */
 const char *gguf_pre_name(const json_t *root);
+/* The pre_tokenizer that a class named in tokenizer_config.json stands for; a new reference. GPT-2's, with a warning, when unknown. */
+json_t *gguf_pre_of_class(const char *class, const char *where);
 
 #endif

@@ -70,16 +70,33 @@ static enum code tokens_read(struct gguf_vocab *v, const char *where, int64_t *l
     return OK;
 }
 
+/* The tokenizers library numbers added tokens itself: by the vocabulary, by an earlier added token of that text, else the next free
+ * number. The file's "id" says the same, in files that it wrote. */
+static json_int_t added_id(const json_t *vocab, json_t *seen, const char *text, json_int_t *next)
+{
+    const json_t *known = json_object_get(vocab, text);
+    known = json_is_integer(known) ? known : json_object_get(seen, text);
+    json_int_t id = json_is_integer(known) ? json_integer_value(known) : *next;
+    json_int_t least = (json_int_t)json_object_size(vocab);
+    *next = *next > id ? *next : id >= least ? id + 1 : *next;
+    json_object_set_new(seen, text, json_integer(id));
+    return id;
+}
+
 static enum code added_read(struct gguf_vocab *v, const char *where, int64_t *left)
 {
-    const json_t *list = json_object_get(v->root, "added_tokens"), *token;
+    const json_t *list = json_object_get(v->root, "added_tokens"), *vocab = json_object_get(json_object_get(v->root, "model"), "vocab"), *token;
+    json_int_t next = (json_int_t)json_object_size(vocab);
+    json_t *seen = json_object();
+    enum code c = OK;
     size_t at;
     json_array_foreach ((json_t *)list, at, token) {
-        const json_t *id = json_object_get(token, "id");
         const char *text = string_at(token, "content");
-        json_int_t i = json_integer_value(id);
-        if (!json_is_integer(id) || i < 0 || !*text)
-            return fail(ERR_INPUT, "%s: tokenizer.json: added token %zu has no id or no content", where, at);
+        if (!*text) {
+            c = fail(ERR_INPUT, "%s: tokenizer.json: added token %zu has no content", where, at);
+            break;
+        }
+        json_int_t i = added_id(vocab, seen, text, &next);
         if (i >= v->n) {
             ++*left;
             continue;
@@ -87,7 +104,8 @@ static enum code added_read(struct gguf_vocab *v, const char *where, int64_t *le
         v->text[i] = text;
         v->type[i] = json_is_true(json_object_get(token, "special")) ? TOKEN_CONTROL : TOKEN_USER_DEFINED;
     }
-    return OK;
+    json_decref(seen);
+    return c;
 }
 
 static int by_text(const void *a, const void *b, void *vocab)
