@@ -59,7 +59,7 @@ static void phi_place(const struct arch *a, const struct tensor_spec *t, struct 
 static enum code phi_fresh(const struct arch *a, json_t *config)
 {
     family_fresh_begin(a, config, "PhiForCausalLM", "phi", &DIMS);
-    json_object_set_new(config, "hidden_act", json_string(family_act_name(a->mlp)));
+    json_object_set_new(config, "hidden_act", json_string(a->mlp == MLP_GELU_TANH ? "gelu_new" : family_act_name(a->mlp)));
     json_object_set_new(config, "layer_norm_eps", json_real(a->norm_eps));
     json_object_set_new(config, "qk_layernorm", json_false());
     family_rope_fresh(a, config, 0.5);
