@@ -67,11 +67,10 @@ enum code pool_tensor(const struct pool_job *job, struct pool_error *error) MUST
 /* The same rows without merging: bytes as they are, each head `repeat` times. */
 enum code pool_repeat(const struct pool_job *job) MUST_USE;
 
-/* knorm.c. What a norm of the keys becomes when heads are merged. FULL (one RMSNorm over all heads): the weights move into W_k before
- * it is pooled (key_scale, malloc'ed [G0*D]; NULL for other kinds), and every weight of the result is one constant per layer. */
-enum code knorm_scale(const struct plan *plan, struct checkpoint *source, int64_t layer, float **scale) MUST_USE;
-/* The constant: sqrt(mean squared row of the pooled, scaled W_k / mean squared row of the source's W_k). */
-enum code knorm_constant(const struct plan *plan, const struct pool_job *keys, double *constant) MUST_USE;
+/* knorm.c. What a norm of the keys becomes when heads are merged. FULL (one RMSNorm over all heads): the weights move into W_k (and its
+ * bias) before it is pooled: *scale, malloc'ed [G0*D], NULL for other kinds; every weight of the result is *constant. `job` is that of any
+ * tensor of the layer's keys. */
+enum code knorm_scale(const struct plan *plan, const struct pool_job *job, int64_t layer, float **scale, double *constant) MUST_USE;
 /* Sentence for people; "" when a merge under this arch is nothing special. */
 void knorm_note(const struct arch *a, char *out, size_t n);
 

@@ -2,7 +2,8 @@
  * done; training repairs the rest. For one RMSNorm over all heads (OLMo 2), k = gamma * (W x) / rms(W x), the naive merge shrinks W x,
  * the norm inflates it again, and gamma cannot be shared. So gamma moves into the rows of W before they are pooled, and the new norm
  * gets one constant c, for which k' = c (W' x) / rms(W' x) has the size of the mean of the old keys, W' x / rms(W x): c = rms(W' x) /
- * rms(W x), estimated from the weights alone (as if x had no direction it prefers): the root of the ratio of their mean squared rows. */
+ * rms(W x), estimated from the weights alone (as if x had no direction it prefers): the root of the ratio of their mean squared rows.
+ * What is stored is W' / c, so that the norm's epsilon weighs as much as it did. */
 #include "convert.h"
 
 #include <math.h>
@@ -28,25 +29,6 @@ void knorm_note(const struct arch *a, char *out, size_t n)
              a->clip_qkv > 0 ? "keys and values are clipped after the merge instead of before it: the same only where nothing is clipped" : "");
 }
 
-enum code knorm_scale(const struct plan *plan, struct checkpoint *source, int64_t layer, float **scale)
-{
-    *scale = NULL;
-    if (plan->from.qk_norm != QK_NORM_FULL || plan->pooled[layer] == plan->from.stack[STACK_DEC].block[layer].G)
-        return OK;
-    const struct ckpt_tensor *t = of_layer(source, layer, "attn.k_norm.w");
-    *scale = malloc((size_t)t->n[0] * sizeof **scale);
-    if (!*scale)
-        return fail(ERR_MEMORY, "out of memory for %s", t->name);
-    enum code c = ckpt_read(source, t, 0, t->n[0], *scale, DT_F32);
-    if (c == OK && count_nonfinite(*scale, DT_F32, (size_t)t->n[0]))
-        c = fail(ERR_INPUT, "%s: tensor %s has non-finite values; merging would spread them. Repair the source first", ckpt_path(source), t->source);
-    if (c != OK) {
-        free(*scale);
-        *scale = NULL;
-    }
-    return c;
-}
-
 /* Sum of squares of the pooled rows (kept) or of the source's (size), all groups together. */
 static enum code squares(const struct pool_job *job, int kept, double *sum)
 {
@@ -63,15 +45,41 @@ static enum code squares(const struct pool_job *job, int kept, double *sum)
     return c;
 }
 
-enum code knorm_constant(const struct plan *plan, const struct pool_job *keys, double *constant)
+/* c, when the rows of W are scaled by gamma. */
+static enum code constant_of(const struct plan *plan, struct pool_job job, int64_t layer, const float *gamma, double *constant)
 {
-    struct pool_job job = *keys;
     double pooled, source;
+    job.in = job.out = of_layer(job.source, layer, "attn.k.w");
     job.writer = NULL;
+    job.row_scale = gamma;
     TRY(squares(&job, 1, &pooled));
     job.row_scale = NULL;
     TRY(squares(&job, 0, &source));
-    int64_t G0 = plan->from.stack[STACK_DEC].block[keys->in->layer].G;
-    *constant = source > 0 ? sqrt(pooled / (double)keys->pooled / (source / (double)G0)) : 1;
+    int64_t G0 = plan->from.stack[STACK_DEC].block[layer].G;
+    *constant = source > 0 && pooled > 0 ? sqrt(pooled / (double)job.pooled / (source / (double)G0)) : 1;
     return OK;
+}
+
+enum code knorm_scale(const struct plan *plan, const struct pool_job *job, int64_t layer, float **scale, double *constant)
+{
+    *scale = NULL;
+    *constant = 1;
+    if (plan->from.qk_norm != QK_NORM_FULL)
+        return OK;
+    const struct ckpt_tensor *t = of_layer(job->source, layer, "attn.k_norm.w");
+    float *gamma = malloc((size_t)t->n[0] * sizeof *gamma);
+    if (!gamma)
+        return fail(ERR_MEMORY, "out of memory for %s", t->name);
+    enum code c = ckpt_read(job->source, t, 0, t->n[0], gamma, DT_F32);
+    if (c == OK && count_nonfinite(gamma, DT_F32, (size_t)t->n[0]))
+        c = fail(ERR_INPUT, "%s: tensor %s has non-finite values; merging would spread them. Repair the source first", ckpt_path(job->source), t->source);
+    if (c == OK)
+        c = constant_of(plan, *job, layer, gamma, constant);
+    for (int64_t i = 0; c == OK && i < t->n[0]; i++)
+        gamma[i] = (float)((double)gamma[i] / *constant);
+    if (c == OK)
+        *scale = gamma;
+    else
+        free(gamma);
+    return c;
 }

@@ -76,18 +76,11 @@ static enum code error_table(struct pool_error *e, int64_t G)
     return e->distance && e->size ? OK : fail(ERR_MEMORY, "out of memory for the error table");
 }
 
-/* The weights of a key norm over all heads: one constant. `job` is that of the norm itself. */
-static enum code constant_norm(const struct plan *plan, struct pool_job job)
+static enum code write_constant(struct ckpt_writer *w, const struct ckpt_tensor *t, double constant)
 {
-    char name[64];
-    double c;
-    const struct ckpt_tensor *norm = job.out;
-    snprintf(name, sizeof name, "dec.%lld.attn.k.w", (long long)norm->layer);
-    job.in = job.out = ckpt_find(job.source, name);
-    TRY(knorm_constant(plan, &job, &c));
-    float value = (float)c;
-    for (int64_t row = 0; row < norm->n[0]; row++)
-        TRY(ckpt_write(job.writer, norm, row, 1, &value, DT_F32));
+    float value = (float)constant;
+    for (int64_t row = 0; row < t->n[0]; row++)
+        TRY(ckpt_write(w, t, row, 1, &value, DT_F32));
     return OK;
 }
 
@@ -107,10 +100,11 @@ static enum code convert_heads(struct checkpoint *source, const struct plan *pla
         TRY(error_table(e, P));
     }
     float *scale = NULL;
+    double constant;
     if (keys || in->pool == POOL_QKNORM)
-        TRY(knorm_scale(plan, source, in->layer, &scale));
+        TRY(knorm_scale(plan, &job, in->layer, &scale, &constant));
     job.row_scale = scale;
-    enum code c = in->pool == POOL_QKNORM && scale ? constant_norm(plan, job) : pool_tensor(&job, e);
+    enum code c = in->pool == POOL_QKNORM && scale ? write_constant(w, out, constant) : pool_tensor(&job, e);
     free(scale);
     return c;
 }
