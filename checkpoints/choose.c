@@ -5,10 +5,8 @@
 #include <string.h>
 
 #include "family_common.h"
-#include "rewrite.h"
-#if __has_include("gguf.h")
 #include "gguf.h"
-#endif
+#include "rewrite.h"
 
 /* automatic 0: the source's own class would hold the result too, or holds it almost; only on request. */
 static const struct retarget { const char *from, *to; unsigned steps; int automatic; } RETARGETS[] = {
@@ -175,17 +173,6 @@ static enum code try_expanded(const struct arch *result, struct ckpt_choice *c)
     return OK;
 }
 
-static enum code try_gguf(const struct arch *result, struct ckpt_choice *c)
-{
-#if __has_include("gguf.h")
-    return gguf_choose(result, c);
-#else
-    (void)result;
-    (void)c;
-    return fail(ERR_UNSUPPORTED, "GGUF cannot be written yet");
-#endif
-}
-
 /* ---- choosing ----------------------------------------------------------------------------------------------------- */
 
 /* The table's rows for this family, in its order; with `family` that one alone, from the table or without rewriting. */
@@ -257,7 +244,7 @@ enum code ckpt_choose(const struct arch *result, const char *path, enum ckpt_hom
     if (family && asked != HOME_RETARGET && asked != HOME_AUTO)
         return fail(ERR_USAGE, "a target family is for the target retarget, not %s", ckpt_home_name(asked));
     if (gguf)
-        return try_gguf(result, choice);
+        return gguf_choose(result, choice);
     if (asked == HOME_RETARGET || family)
         return choose_retarget(result, family, 0, "", &tried, choice);
     if (h5 && (asked == HOME_AUTO || asked == HOME_NATIVE))

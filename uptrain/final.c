@@ -93,7 +93,8 @@ static enum code card_make(const struct run *r, const json_t *facts, char **card
         fprintf(f, "%s, trained further by gqa-uptrain %s.", base_name(o->model_path), GQAKIT_VERSION);
     else
         fprintf(f, "Trained from random weights by gqa-uptrain %s.", GQAKIT_VERSION);
-    fprintf(f, " %lld query heads, %lld key/value heads per layer.\n\n| | |\n|---|---|\n", (long long)b->H, (long long)b->G);
+    fprintf(f, " %lld query heads, %lld key/value heads per layer.\n", (long long)b->H, (long long)b->G);
+    fprintf(f, "\nHome: %s.\n\n| | |\n|---|---|\n", r->home.sentence);
     fprintf(f, "| steps | %lld |\n| tokens | %lld |\n", (long long)s->step, (long long)s->tokens);
     if (!isnan(o->uptrain_fraction))
         fprintf(f, "| share of the original tokens | %g |\n", o->uptrain_fraction);
@@ -175,7 +176,12 @@ enum code final_write(struct run *r, char **path)
         return fail(ERR_MEMORY, "out of memory for a path");
     TRY(r->backend->device_sync(r->device));
     enum code c = facts_make(r, &facts);
-    struct ckpt_target target = {.path = *path, .arch = &r->arch, .source = r->source, .dtype = types[r->options.dtype], .shard_bytes = 0,
+    struct arch arch = {0};
+    if (c == OK)
+        c = arch_copy(&arch, &r->arch);
+    if (c == OK)
+        c = ckpt_choice_arch(&arch, &r->home);
+    struct ckpt_target target = {.path = *path, .arch = &arch, .source = r->source, .dtype = types[r->options.dtype], .shard_bytes = 0,
                                  .force = 1, .compress = 0};
     if (c == OK)
         c = ckpt_create(&w, &target);
@@ -185,6 +191,7 @@ enum code final_write(struct run *r, char **path)
         c = ckpt_commit(w);
     if (c == OK)
         c = provenance_write(*path, facts);
+    arch_free(&arch);
     json_decref(facts);
     return c;
 }

@@ -71,6 +71,7 @@ struct run {
     struct checkpoint *source;
     struct arch arch;
     int arch_known;
+    struct ckpt_choice home; /* of output_dir/final: the model's own class, or our own form */
     struct dataset data;
     struct model *model;
     struct optimizer optimizer;

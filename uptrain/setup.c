@@ -54,18 +54,37 @@ static enum code arch_of_options(struct run *r)
     return c == ERR_INPUT ? fail_in(ERR_USAGE, "%s", o->file) : c;
 }
 
-/* A plan does not convert: it changes the group count of a copy. */
+/* A plan does not convert: it changes a copy of the architecture as gqa-convert would. */
 static enum code regroup(struct run *r)
 {
     int64_t G = r->options.gqa.kv_heads;
+    struct ckpt_choice choice;
     for (int64_t l = 0; l < r->arch.stack[STACK_DEC].L; l++) {
         struct arch_block *b = &r->arch.stack[STACK_DEC].block[l];
-        if (b->G % G != 0)
+        if (b->G % G != 0 && !(G > b->G && G % b->G == 0 && b->H % G == 0))
             return fail(ERR_USAGE, "%s: %lld K/V heads of layer %lld cannot become %lld; use a divisor", at(r, "gqa.num_key_value_heads"),
                         (long long)b->G, (long long)l, (long long)G);
         b->G = G;
     }
-    return OK;
+    TRY(ckpt_choose(&r->arch, r->options.output_dir, HOME_AUTO, NULL, &choice));
+    return ckpt_choice_arch(&r->arch, &choice);
+}
+
+/* What is trained must be writable at the end: decided here, before hours are spent. */
+static enum code choose_home(struct run *r)
+{
+    char *final = io_join(r->options.output_dir, "final");
+    if (!final)
+        return fail(ERR_MEMORY, "out of memory for a path");
+    enum code c = ckpt_choose(&r->arch, final, HOME_NATIVE, NULL, &r->home);
+    if (c == ERR_UNSUPPORTED) {
+        log_info("final: %s", fail_text());
+        c = ckpt_choose(&r->arch, final, HOME_CUSTOM, NULL, &r->home);
+        if (c == OK)
+            log_info("final: %s", r->home.sentence);
+    }
+    free(final);
+    return c;
 }
 
 enum code setup_source(struct run *r)
@@ -73,7 +92,8 @@ enum code setup_source(struct run *r)
     const struct options *o = &r->options;
     if (o->init == INIT_RANDOM) {
         TRY(dataset_tokenizer(&r->data, o, NULL));
-        return arch_of_options(r);
+        TRY(arch_of_options(r));
+        return choose_home(r);
     }
     r->source_path = o->model_path;
     if (o->gqa.kv_heads != UNSET_INT && !r->plan)
@@ -83,6 +103,7 @@ enum code setup_source(struct run *r)
     r->arch_known = 1;
     if (o->gqa.kv_heads != UNSET_INT && r->plan)
         TRY(regroup(r));
+    TRY(choose_home(r));
     return dataset_tokenizer(&r->data, o, r->source);
 }
 

@@ -1,0 +1,79 @@
+/* Families whose class has no key/value heads go through gqa-uptrain: conversion chooses a home, training runs, final/ is written
+ * there and opens again; a model that only a .h5 can hold natively ends in gqakit's own form. */
+#include "runs.h"
+
+static void tokens_file(void)
+{
+    uint16_t ids[4000];
+    for (size_t i = 0; i < COUNT_OF(ids); i++)
+        ids[i] = (uint16_t)random_int(4, i, 0, 30);
+    temp_write("tokens.bin", ids, sizeof ids);
+}
+
+/* Runs from a model with G heads (0: as it is); the caller frees nothing. */
+static struct child train(const char *model, int G, const char *out, const char *more)
+{
+    char text[2000], gqa[64] = "", *yaml = temp_path("home.yaml"), *program = program_path("gqa-uptrain");
+    if (G)
+        snprintf(gqa, sizeof gqa, "gqa: {num_key_value_heads: %d}\n", G);
+    int n = snprintf(text, sizeof text,
+                     "model: {path: %s, dtype: f32}\n%sdata: {train: [%s/tokens.bin], validation: [%s/tokens.bin], format: raw, dtype: uint16}\n"
+                     "sequence_len: 17\nmicro_batch_size: 2\nmax_steps: 3\neval_batches: 2\nsave_steps: 0\nthreads: 1\noutput_dir: %s/%s\n",
+                     model, gqa, temp_dir(), temp_dir(), temp_dir(), out);
+    temp_write("home.yaml", text, (size_t)n);
+    struct child c = child_run(ARGS(program, yaml, more), NULL);
+    free(yaml);
+    free(program);
+    return c;
+}
+
+static void final_is(const char *out, const char *family, int64_t G)
+{
+    struct checkpoint *ck;
+    char *final = runs_path(out, "final");
+    int checked;
+    assert_ok(ckpt_open(&ck, final, NULL));
+    assert_string_equal(ckpt_arch(ck)->family, family);
+    assert_int_equal(ckpt_arch(ck)->stack[STACK_DEC].block[0].G, G);
+    ckpt_close(ck);
+    assert_ok(ckpt_verify(final, &checked));
+    free(final);
+}
+
+static void families_without_groups(void **state)
+{
+    (void)state;
+    static const struct { const char *model; int G; const char *family; } table[] = {
+        {"gpt_neox-parallel", 2, "phi"}, {"gpt2-plain", 3, "gqakit"}, {"gpt2-plain", 1, "gpt_bigcode"}, {"bloom-plain", 2, "gqakit"}, {"falcon-mha", 3, "falcon"}};
+    tokens_file();
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        char *model = io_join("tests/golden/hf", table[i].model), out[32];
+        snprintf(out, sizeof out, "run%zu", i);
+        struct child c = train(model, table[i].G, out, "--plan");
+        runs_expect(&c, 0, NULL);
+        c = train(model, table[i].G, out, NULL);
+        runs_expect(&c, 0, NULL);
+        final_is(out, table[i].family, table[i].G);
+        free(model);
+    }
+}
+
+static void what_only_h5_holds(void **state)
+{
+    (void)state;
+    char *program = program_path("gqa-convert"), *h5 = temp_path("layers.h5");
+    tokens_file();
+    struct child c = child_run(ARGS(program, "tests/golden/hf/llama-mha", h5, "--kv-heads-per-layer", "2,1", "--force"), NULL);
+    runs_expect(&c, 0, NULL);
+    c = train(h5, 0, "layers", NULL);
+    runs_expect(&c, 0, "trust_remote_code");
+    final_is("layers", "gqakit", 2);
+    free(program);
+    free(h5);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(families_without_groups), cmocka_unit_test(what_only_h5_holds)};
+    return harness_main(argc, argv, tests, COUNT_OF(tests));
+}
