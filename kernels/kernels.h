@@ -114,6 +114,9 @@ typedef enum code embed_bwd_fn(struct device *dev, struct view dtable, struct vi
  * y may be x or sum's neighbour but must not overlap them; sum may be x itself or residual itself. */
 typedef enum code norm_fwd_fn(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x,
                               struct view residual, struct view w, struct view b, enum norm_kind kind, float eps);
+/* y = base + norm(x) * w + b: a norm on a sublayer's output (OLMo 2). y may be x or base. Its backward is norm_bwd without dresidual. */
+typedef enum code norm_add_fwd_fn(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view base,
+                                  struct view w, struct view b, enum norm_kind kind, float eps);
 /* x is the sum of the forward. dx [N,C] = (dresidual p NULL ? 0 : dresidual) + d norm; dx may be dresidual itself.
  * dw, db [C] accumulate (p NULL: not wanted). */
 typedef enum code norm_bwd_fn(struct device *dev, struct view dx, struct view dw, struct view db, struct view dy, struct view dresidual,
@@ -218,7 +221,7 @@ typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is 
 #define KERNEL_OPS(X)                                                                                                            \
     X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name) X(activation_dtype) \
     X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(rope_cache_write) X(attention_decode)                    \
-    X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(head_norm_fwd)          \
+    X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_add_fwd) X(norm_bwd) X(head_norm_fwd)          \
     X(head_norm_bwd) X(clip_fwd) X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
     X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)
 

@@ -119,12 +119,13 @@ static void keeps_carve(struct model *m)
     }
 }
 
-/* Where blocks with the norm on the sum write their outputs: after n is carved. */
+/* Where blocks with their norms at the end write their outputs: the last one where nothing else lies that the head still needs. */
 static void outputs_set(struct model *m)
 {
     int64_t L = m->arch.stack[STACK_DEC].L;
-    for (int64_t l = 0; l < L && m->arch.norm_place == NORM_POST_RESIDUAL; l++)
-        m->keep[l].out = l < L - 1 ? m->keep[l + 1].x : m->env.n;
+    void *last = m->arch.norm_place == NORM_POST_RESIDUAL ? m->env.n : m->env.branch;
+    for (int64_t l = 0; l < L && m->arch.norm_place != NORM_PRE; l++)
+        m->keep[l].out = l < L - 1 ? m->keep[l + 1].x : last;
 }
 
 static void alibi_carve(struct model *m)
@@ -182,8 +183,8 @@ void activations_carve(struct model *m)
     alibi_carve(m);
     keeps_carve(m);
     m->env.n = carve_act(m, s, N * C);
-    outputs_set(m);
     m->env.branch = carve_act(m, s, N * C);
+    outputs_set(m);
     m->env.u = arena_carve(s, u_bytes(m));
     m->env.d = m->options.train ? carve_act(m, s, N * C) : NULL;
     m->env.scratch = arena_carve(s, kernel_scratch(m));

@@ -1,7 +1,7 @@
 /* One decoder block. attn and mlp are the sublayers of attention.c and mlp.c, n1 and n2 the norms; a step in brackets is one pass:
  *   sequential, pre-norm   [x = base + branch, n = n1 x]  branch = attn n  [mid = x + branch, n = n2 mid]  branch = mlp n  -> mid + branch
  *   parallel               [x = base + branch, n = n1 x]  branch = attn n  (two norms: n = n2 x)  branch += mlp n          -> x + branch
- *   norm on the output     x = base + branch  branch = n1(attn x)  mid = x + branch  branch = n2(mlp mid)                  -> mid + branch
+ *   norm on the output     branch = attn x  [mid = x + n1 branch]  branch = mlp mid  [out = mid + n2 branch]               -> out
  *   norm on the sum        branch = attn x  [n = n1(x + branch)]  branch = mlp n  [out = n2(n + branch)]                   -> out
  * Pre-norm: Radford et al. 2019; parallel: Wang, Komatsuzaki 2021 (GPT-J), Black et al. 2022 (GPT-NeoX); norm on the output: OLMo 2
  * (OLMo team 2024), section 3; norm on the sum: Vaswani et al. 2017. */
@@ -33,11 +33,15 @@ static enum code norm_in(const struct block *b, struct view base)
     return base.p ? norm(b, 1, b->n, b->v.x, base, b->branch) : norm(b, 1, b->n, view_none(), b->v.x, view_none());
 }
 
-/* sum = x + y without a norm to do it in: the norm's pass, its result thrown away into n. */
-static enum code add(const struct block *b, struct view sum, struct view x, struct view y)
+/* y = x + norm(sub). */
+static enum code norm_add(const struct block *b, int which, struct view y, struct view sub, struct view x)
 {
-    struct view none = view_none();
-    return b->e->be->norm_fwd(b->e->dev, b->n, sum, none, none, x, y, none, none, NORM_LAYER_NOP, 1.0f);
+    const struct block_env *e = b->e;
+    const struct block_params *w = b->w;
+    const struct arch *a = e->arch;
+    if (which == 1)
+        return e->be->norm_add_fwd(e->dev, y, b->v.mean1, b->v.rstd1, sub, x, w->attn_norm_w, w->attn_norm_b, a->norm, (float)a->norm_eps);
+    return e->be->norm_add_fwd(e->dev, y, b->v.mean2, b->v.rstd2, sub, x, w->mlp_norm_w, w->mlp_norm_b, a->norm, (float)a->norm_eps);
 }
 
 static enum code sequential(const struct block *b, struct view base, int for_backward)
@@ -62,21 +66,18 @@ static enum code parallel(const struct block *b, struct view base, int for_backw
     return for_backward ? OK : mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 1.0f);
 }
 
-static enum code post_sublayer(const struct block *b, struct view base)
+/* The input of a block with its norms at the end is never a pair. */
+static enum code post_sublayer(const struct block *b)
 {
-    struct view none = view_none(), sub1 = b->v.sub1.p ? b->v.sub1 : b->branch, sub2 = b->v.sub2.p ? b->v.sub2 : b->branch;
-    if (base.p)
-        TRY(add(b, b->v.x, base, b->branch));
+    struct view sub1 = b->v.sub1.p ? b->v.sub1 : b->branch, sub2 = b->v.sub2.p ? b->v.sub2 : b->branch;
     TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
     TRY(attn_output(b->e, b->w, &b->v, sub1, 0.0f));
-    TRY(norm(b, 1, b->branch, none, sub1, none));
-    TRY(add(b, b->v.mid, b->v.x, b->branch));
+    TRY(norm_add(b, 1, b->v.mid, sub1, b->v.x));
     TRY(mlp_forward(b->e, b->w, &b->v, b->v.mid));
     TRY(mlp_output(b->e, b->dims, b->w, &b->v, sub2, 0.0f));
-    return norm(b, 2, b->branch, none, sub2, none);
+    return norm_add(b, 2, b->v.out, sub2, b->v.mid);
 }
 
-/* The input is never a pair here. */
 static enum code post_residual(const struct block *b)
 {
     TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
@@ -94,7 +95,7 @@ enum code block_forward(const struct block_env *e, const struct arch_block *dims
     struct block b = {e, dims, w, kv, block_views(e, dims, keep), act_2d(e, e->n, N, C), act_2d(e, e->branch, N, C)};
     switch (e->arch->norm_place) {
     case NORM_PRE: return is_parallel(e->arch) ? parallel(&b, base, for_backward) : sequential(&b, base, for_backward);
-    case NORM_POST_SUBLAYER: return post_sublayer(&b, base);
+    case NORM_POST_SUBLAYER: return post_sublayer(&b);
     case NORM_POST_RESIDUAL: return post_residual(&b);
     }
     return fail(ERR_INTERNAL, "norm place %d is unknown", (int)e->arch->norm_place);
@@ -105,5 +106,5 @@ struct block_output block_output(const struct block_env *e, const struct block_k
     int64_t N = e->B * e->T, C = e->arch->C;
     struct block_output pair = {act_2d(e, keep->mid ? keep->mid : keep->x, N, C), act_2d(e, e->branch, N, C)};
     struct block_output done = {act_2d(e, keep->out, N, C), view_none()};
-    return e->arch->norm_place == NORM_POST_RESIDUAL ? done : pair;
+    return keep->out ? done : pair;
 }

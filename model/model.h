@@ -32,7 +32,7 @@ struct model_memory { int64_t parameters, gradients, activations, scratch, cache
 /* Measures without allocating (the same carving code with a NULL base): what --plan prints. */
 enum code model_measure(const struct arch *arch, const struct backend *backend, struct device *device, const struct model_options *options,
                         struct model_memory *memory) MUST_USE;
-/* ERR_UNSUPPORTED names what of the arch the transformer does not do yet (encoder stack, parallel residual, ...). Parameters are zero. */
+/* ERR_UNSUPPORTED names what of the arch the transformer does not do yet (encoder stack, cross-attention, ...). Parameters are zero. */
 enum code model_open(struct model **m, const struct arch *arch, const struct backend *backend, struct device *device,
                      const struct model_options *options) MUST_USE;
 void model_close(struct model *m); /* NULL is fine */

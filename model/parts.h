@@ -46,7 +46,7 @@ struct block_keep {
     void *mid;  /* [N,C] x + attention branch: sequential forms whose MLP or norm reads it */
     void *in;   /* [N,2F] gate|up or [N,F] up; backward turns it into its own gradient */
     void *sub1, *sub2; /* [N,C] what the two norms normalise when they stand after their sublayer; training only */
-    void *out;  /* [N,C] where a block whose norm comes last writes its output: the next block's x, or env.n. Borrowed */
+    void *out;  /* [N,C] where a block whose norm comes last writes its output: the next block's x, or env.n or env.branch. Borrowed */
     float *mean1, *rstd1, *mean2, *rstd2; /* [N] of the two norms; means only for LayerNorm kinds */
     float *q_mean, *q_rstd, *k_mean, *k_rstd; /* [N*heads] of the norms of queries and keys; training only */
 };

@@ -79,6 +79,14 @@ static enum code bf16_norm_fwd(struct device *dev, struct view y, struct view su
     return done(&j, cpu_norm_fwd(dev, wy, ws, mean, rstd, wx, wr, w, b, kind, eps));
 }
 
+static enum code bf16_norm_add_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view base,
+                                   struct view w, struct view b, enum norm_kind kind, float eps)
+{
+    struct job j = {.n = 0};
+    struct view wy = OUT(y), wx = IN(x), wbase = IN(base);
+    return done(&j, cpu_norm_add_fwd(dev, wy, mean, rstd, wx, wbase, w, b, kind, eps));
+}
+
 static enum code bf16_norm_bwd(struct device *dev, struct view dx, struct view dw, struct view db, struct view dy, struct view dresidual,
                                struct view x, struct view w, struct view mean, struct view rstd, enum norm_kind kind)
 {

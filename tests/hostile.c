@@ -120,7 +120,7 @@ static enum code hostile_device_copy(struct device *dev, void *dst, const void *
 /* ---- recording --------------------------------------------------------------------------------------------------------- */
 
 /* A call by its arguments: what a decode step uses. Views v in the order of the operation's own. */
-enum call_kind { CALL_EMBED, CALL_NORM, CALL_HEAD_NORM, CALL_CLIP, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_ROPE_CACHE_WRITE, CALL_DECODE };
+enum call_kind { CALL_EMBED, CALL_NORM, CALL_NORM_ADD, CALL_HEAD_NORM, CALL_CLIP, CALL_MATMUL, CALL_ROPE, CALL_ACT, CALL_CACHE_WRITE, CALL_ROPE_CACHE_WRITE, CALL_DECODE };
 struct call {
     enum call_kind kind;
     struct view v[8];
@@ -139,6 +139,7 @@ static enum code call_run(struct device *dev, const struct call *c)
     switch (c->kind) {
     case CALL_EMBED: return RUN(inner->embed_fwd(dev, v[0], v[1], v[2], v[3], v[4], c->x));
     case CALL_NORM: return RUN(inner->norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], (enum norm_kind)c->i, c->x));
+    case CALL_NORM_ADD: return RUN(inner->norm_add_fwd(dev, v[0], v[1], v[2], v[3], v[4], v[5], v[6], (enum norm_kind)c->i, c->x));
     case CALL_HEAD_NORM: return RUN(inner->head_norm_fwd(dev, v[0], v[1], v[2], v[3], v[4], (enum norm_kind)c->i, c->x));
     case CALL_CLIP: return RUN(inner->clip_fwd(dev, v[0], v[1], c->x));
     case CALL_MATMUL: return RUN(inner->matmul(dev, v[0], v[1], v[2], v[3], c->i, c->j, c->x, c->y));
@@ -217,6 +218,13 @@ static enum code hostile_norm_fwd(struct device *dev, struct view y, struct view
 {
     NEED("norm_fwd", y, sum, mean, rstd, x, residual, w, b);
     return call_take(dev, (struct call){.kind = CALL_NORM, .v = {y, sum, mean, rstd, x, residual, w, b}, .i = (int)kind, .x = eps});
+}
+
+static enum code hostile_norm_add_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view base,
+                                      struct view w, struct view b, enum norm_kind kind, float eps)
+{
+    NEED("norm_add_fwd", y, mean, rstd, x, base, w, b);
+    return call_take(dev, (struct call){.kind = CALL_NORM_ADD, .v = {y, mean, rstd, x, base, w, b}, .i = (int)kind, .x = eps});
 }
 
 static enum code hostile_head_norm_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view w,
@@ -408,7 +416,7 @@ static enum code hostile_cast(struct device *dev, void *y, enum dtype y_type, co
 #define OVER(op) table.op = hostile_##op;
 #define OVER_ALL(X)                                                                                                                  \
     X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(rope_cache_write) X(attention_decode) X(matmul)     \
-    X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_bwd) X(head_norm_fwd) X(head_norm_bwd) X(clip_fwd)              \
+    X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_add_fwd) X(norm_bwd) X(head_norm_fwd) X(head_norm_bwd) X(clip_fwd)              \
     X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill)         \
     X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
 

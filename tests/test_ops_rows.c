@@ -85,6 +85,47 @@ static void test_norm(void **state)
     }
 }
 
+/* base + norm(x), written apart, over x or over base; the statistics are norm_fwd's own. */
+static void one_norm_add(struct device *dev, int64_t C, enum norm_kind kind, int where)
+{
+    const int64_t N = 9, gap = 5;
+    struct view x = ops_rows(N, C, gap, 31), base = ops_rows(N, C, 3, 32), w = ops_vector(C, 33), b = ops_vector(C, 34);
+    struct view y = where == 1 ? x : where == 2 ? base : ops_rows(N, C, gap, 0), mean = ops_vector(N, 0), rstd = ops_vector(N, 0);
+    const int has_b = kind == NORM_LAYER;
+    double *x64 = ops_f64(x), *base64 = ops_f64(base), *w64 = ops_f64(w), *b64 = has_b ? ops_f64(b) : NULL;
+    double *y64 = calloc((size_t)(N * C), 8), *mean64 = calloc((size_t)N, 8), *rstd64 = calloc((size_t)N, 8);
+    ref_norm(y64, mean64, rstd64, x64, w64, b64, N, C, kind, 1e-5);
+    for (int64_t i = 0; i < N * C; i++)
+        y64[i] += base64[i];
+    assert_ok(cpu_norm_add_fwd(dev, y, mean, rstd, x, base, w, has_b ? b : view_none(), kind, 1e-5f));
+    char name[96];
+    snprintf(name, sizeof name, "%s %s added, C %d, y %s", dev->loops->name, norm_names[kind], (int)C, where == 1 ? "is x" : where == 2 ? "is base" : "apart");
+    assert_true(ops_compare(name, y, y64, 1e-5, 1e-5));
+    assert_true(ops_compare(name, rstd, rstd64, 1e-5, 1e-6));
+    assert_true(ops_compare(name, mean, mean64, 1e-5, 1e-6));
+    if (where == 0)
+        free(y.p);
+    free(x.p), free(base.p), free(w.p), free(b.p), free(mean.p), free(rstd.p);
+    free(x64), free(base64), free(w64), free(b64), free(y64), free(mean64), free(rstd64);
+}
+
+static void test_norm_add(void **state)
+{
+    (void)state;
+    static const int64_t widths[] = {1, 5, 16, 33, 64};
+    FOR_EACH_ISA(isa) {
+        struct device *dev = ops_device((enum isa)isa, 2);
+        for (int kind = NORM_RMS; kind <= NORM_LAYER_NOP; kind++)
+            for (size_t i = 0; i < COUNT_OF(widths); i++)
+                for (int where = 0; where < 3; where++)
+                    one_norm_add(dev, widths[i], (enum norm_kind)kind, where);
+        struct view x = ops_rows(2, 5, 0, 1), none = view_none();
+        assert_refused(cpu_norm_add_fwd(dev, x, none, none, x, none, none, none, NORM_RMS, 1e-5f), ERR_UNSUPPORTED, "base is missing");
+        free(x.p);
+        cpu_device_close(dev);
+    }
+}
+
 /* Row blocks for dw do not follow the team: one thread and three give the same bits. */
 static void test_norm_same_bits(void **state)
 {
@@ -241,7 +282,7 @@ static void test_embed(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norm), cmocka_unit_test(test_norm_same_bits), cmocka_unit_test(test_rope),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_norm), cmocka_unit_test(test_norm_add), cmocka_unit_test(test_norm_same_bits), cmocka_unit_test(test_rope),
                                        cmocka_unit_test(test_act), cmocka_unit_test(test_embed)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

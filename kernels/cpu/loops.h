@@ -19,8 +19,8 @@ struct gemv_job {
 /* Strides are of rows. NULL where the operation's argument is absent. */
 struct norm_job {
     float *y, *sum, *mean, *rstd;
-    const float *x, *residual, *w, *b;
-    int64_t ldy, ldsum, ldx, ldr, C;
+    const float *x, *residual, *base, *w, *b; /* base, NULL or not, is added to the normalised row */
+    int64_t ldy, ldsum, ldx, ldr, ldbase, C;
     enum norm_kind kind;
     float eps;
 };

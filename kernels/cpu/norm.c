@@ -19,15 +19,19 @@ static int64_t row_blocks(int64_t N, int64_t width)
 
 static float *row_or_null(struct view x) { return x.p; }
 
-enum code cpu_norm_fwd(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x, struct view residual,
-                       struct view w, struct view b, enum norm_kind kind, float eps)
+/* Both forwards: the sum x + residual before, base after. */
+struct around { struct view sum, residual, base; };
+
+static enum code norm_rows(const char *op, struct device *dev, struct view y, struct view mean, struct view rstd, struct view x,
+                           const struct around *around, struct view w, struct view b, enum norm_kind kind, float eps)
 {
-    const char *op = "norm_fwd";
+    struct view sum = around->sum, residual = around->residual, base = around->base;
     TRY(cpu_check(op, "x", x, DT_F32, 2, -1, -1, 0));
     const int64_t N = x.n[0], C = x.n[1];
     TRY(cpu_check(op, "y", y, DT_F32, 2, N, C, 0));
     TRY(cpu_check(op, "sum", sum, DT_F32, 2, N, C, 1));
     TRY(cpu_check(op, "residual", residual, DT_F32, 2, N, C, 1));
+    TRY(cpu_check(op, "base", base, DT_F32, 2, N, C, 1));
     TRY(cpu_check(op, "mean", mean, DT_F32, 1, N, -1, 1));
     TRY(cpu_check(op, "rstd", rstd, DT_F32, 1, N, -1, 1));
     TRY(cpu_check(op, "w", w, DT_F32, 1, C, -1, 1));
@@ -36,14 +40,29 @@ enum code cpu_norm_fwd(struct device *dev, struct view y, struct view sum, struc
         return fail(ERR_UNSUPPORTED, "%s: norm kind %d is unknown", op, (int)kind);
     const int plain = kind == NORM_LAYER_NOP;
     const struct norm_job job = {.y = y.p, .sum = row_or_null(sum), .mean = mean.p, .rstd = rstd.p, .x = x.p, .residual = residual.p,
-                                 .w = plain ? NULL : w.p, .b = plain ? NULL : b.p, .ldy = y.s[0], .ldsum = sum.s[0], .ldx = x.s[0],
-                                 .ldr = residual.s[0], .C = C, .kind = kind, .eps = eps};
+                                 .base = base.p, .w = plain ? NULL : w.p, .b = plain ? NULL : b.p, .ldy = y.s[0], .ldsum = sum.s[0],
+                                 .ldx = x.s[0], .ldr = residual.s[0], .ldbase = base.s[0], .C = C, .kind = kind, .eps = eps};
 #pragma omp parallel num_threads(cpu_team(dev, N * C * 8))
     {
         struct range r = cpu_range(N, 1, omp_get_num_threads(), omp_get_thread_num());
         dev->loops->norm_fwd(&job, r.lo, r.hi);
     }
     return OK;
+}
+
+enum code cpu_norm_fwd(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x, struct view residual,
+                       struct view w, struct view b, enum norm_kind kind, float eps)
+{
+    const struct around a = {sum, residual, view_none()};
+    return norm_rows("norm_fwd", dev, y, mean, rstd, x, &a, w, b, kind, eps);
+}
+
+enum code cpu_norm_add_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view base, struct view w,
+                           struct view b, enum norm_kind kind, float eps)
+{
+    const struct around a = {view_none(), view_none(), base};
+    TRY(cpu_check("norm_add_fwd", "base", base, DT_F32, 2, -1, -1, 0));
+    return norm_rows("norm_add_fwd", dev, y, mean, rstd, x, &a, w, b, kind, eps);
 }
 
 enum code cpu_norm_bwd(struct device *dev, struct view dx, struct view dw, struct view db, struct view dy, struct view dresidual, struct view x,

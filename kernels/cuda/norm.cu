@@ -67,6 +67,12 @@ template <class T, int K, bool WARP> __global__ void __launch_bounds__(WARP ? 12
 #pragma unroll
         for (int i = 0; i < 8; i++)
             w[i] = (v[k][i] - mean) * rstd * w[i] + b[i];
+        if (p.base != NULL) {
+            load_f32x8(b, (const T *)p.base + n * p.ldbase + c);
+#pragma unroll
+            for (int i = 0; i < 8; i++)
+                w[i] += b[i];
+        }
         store_f32x8(y + c, w);
     }
     if (at == 0) {
@@ -109,7 +115,8 @@ template <class T> __global__ void __launch_bounds__(256) norm_fwd_wide_k(norm_r
         const float v = sum_at(x, residual, c);
         if (sum != NULL)
             sum[c] = num_of<T>(v);
-        y[c] = num_of<T>((v - mean) * rstd * weight_of(p, c) + (p.b != NULL ? p.b[c] : 0.0f));
+        const float out = (v - mean) * rstd * weight_of(p, c) + (p.b != NULL ? p.b[c] : 0.0f);
+        y[c] = num_of<T>(p.base != NULL ? f32_of(((const T *)p.base)[n * p.ldbase + c]) + out : out);
     }
     if (threadIdx.x == 0) {
         if (p.mean != NULL)
@@ -138,12 +145,13 @@ template <class T> enum code fwd_run(struct device *dev, const norm_rows &p, boo
     return LAUNCH(dev, (norm_fwd_k<T, 4, false>), N, norm_threads(p.C, 4), smem, p);
 }
 
-} // namespace
+/* Both forwards: the sum x + residual before, base after. */
+struct around { struct view sum, residual, base; };
 
-enum code cuda_norm_fwd(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x, struct view residual,
-                        struct view w, struct view b, enum norm_kind kind, float eps)
+enum code rows_run(const char *op, struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, const around &a, struct view w,
+                   struct view b, enum norm_kind kind, float eps)
 {
-    const char *op = "norm_fwd";
+    const struct view sum = a.sum, residual = a.residual, base = a.base;
     TRY(cuda_check_type(op, x));
     const enum dtype type = x.dtype;
     TRY(cuda_check(op, "x", x, type, 2, -1, -1, 0));
@@ -151,6 +159,7 @@ enum code cuda_norm_fwd(struct device *dev, struct view y, struct view sum, stru
     TRY(cuda_check(op, "y", y, type, 2, N, C, 0));
     TRY(cuda_check(op, "sum", sum, type, 2, N, C, 1));
     TRY(cuda_check(op, "residual", residual, type, 2, N, C, 1));
+    TRY(cuda_check(op, "base", base, type, 2, N, C, 1));
     TRY(cuda_check(op, "mean", mean, DT_F32, 1, N, -1, 1));
     TRY(cuda_check(op, "rstd", rstd, DT_F32, 1, N, -1, 1));
     TRY(cuda_check(op, "w", w, DT_F32, 1, C, -1, 1));
@@ -159,14 +168,33 @@ enum code cuda_norm_fwd(struct device *dev, struct view y, struct view sum, stru
     if (N == 0 || C == 0)
         return OK;
     norm_rows p = {};
-    p.x = x.p, p.residual = residual.p, p.y = y.p, p.sum = sum.p;
+    p.x = x.p, p.residual = residual.p, p.base = base.p, p.y = y.p, p.sum = sum.p;
     if (kind != NORM_LAYER_NOP)
         p.w = ptr<const float>(w), p.b = ptr<const float>(b);
     p.mean = ptr<float>(mean), p.rstd = ptr<float>(rstd);
-    p.ldx = x.s[0], p.ldr = residual.s[0], p.ldy = y.s[0], p.ldsum = sum.s[0];
+    p.ldx = x.s[0], p.ldr = residual.s[0], p.ldy = y.s[0], p.ldsum = sum.s[0], p.ldbase = base.s[0];
     p.N = N, p.C = (int)C, p.rms = norm_is_rms(kind), p.plus_one = kind == NORM_RMS1P, p.eps = eps;
-    const bool vec = rows_aligned(x) && rows_aligned(residual) && rows_aligned(y) && rows_aligned(sum) && rows_aligned(w) && rows_aligned(b);
+    const bool around = rows_aligned(sum) && rows_aligned(residual) && rows_aligned(base);
+    const bool vec = around && rows_aligned(x) && rows_aligned(y) && rows_aligned(w) && rows_aligned(b);
     return WITH_TYPE(type, (fwd_run<T>(dev, p, vec)));
+}
+
+} // namespace
+
+enum code cuda_norm_fwd(struct device *dev, struct view y, struct view sum, struct view mean, struct view rstd, struct view x, struct view residual,
+                        struct view w, struct view b, enum norm_kind kind, float eps)
+{
+    const around a = {sum, residual, view_none()};
+    return rows_run("norm_fwd", dev, y, mean, rstd, x, a, w, b, kind, eps);
+}
+
+enum code cuda_norm_add_fwd(struct device *dev, struct view y, struct view mean, struct view rstd, struct view x, struct view base, struct view w,
+                            struct view b, enum norm_kind kind, float eps)
+{
+    const around a = {view_none(), view_none(), base};
+    if (base.p == NULL)
+        return fail(ERR_UNSUPPORTED, "norm_add_fwd: base is missing");
+    return rows_run("norm_add_fwd", dev, y, mean, rstd, x, a, w, b, kind, eps);
 }
 
 } // namespace CUDA_NS

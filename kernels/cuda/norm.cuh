@@ -8,11 +8,12 @@ namespace CUDA_NS {
 
 struct norm_rows {
     const void *x, *residual, *dy; /* residual: dresidual in the backward */
+    const void *base;              /* forward: added to the normalised row; NULL: nothing */
     void *y, *sum;                 /* y: dx in the backward */
     const float *w, *b;
     float *mean, *rstd;
     float *dw, *db; /* partial sums, one row of C for each group */
-    int64_t ldx, ldr, ldy, ldsum, lddy;
+    int64_t ldx, ldr, ldy, ldsum, lddy, ldbase;
     int64_t N;
     int C;
     int rms, plus_one;

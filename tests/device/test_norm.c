@@ -147,6 +147,43 @@ static void test_norm_kinds(void **state)
             }
 }
 
+/* base + norm(x), written apart, over x or over base. */
+static void one_norm_add(enum dtype type, enum norm_kind kind, int64_t C, int64_t gap, int where)
+{
+    const int64_t N = 5;
+    char name[96];
+    snprintf(name, sizeof name, "%s %s added, C %d gap %d where %d", dtype_name(type), kinds[kind], (int)C, (int)gap, where);
+    double *w64 = tensor_doubles(C), *b64 = tensor_doubles(C), *y64 = tensor_doubles(N * C);
+    fill_random_f64(w64, C, 43), fill_random_f64(b64, C, 44);
+    struct tensor x = tensor_random(type, N, C, gap, 41, 1), base = tensor_random(type, N, C, gap, 42, 1);
+    struct tensor y = where == 1 ? x : where == 2 ? base : tensor_output(type, N, C, gap);
+    struct view w = tensor_vector(w64, DT_F32, C), b = tensor_vector(b64, DT_F32, C), rstd = case_output(DT_F32, 1, &N);
+    ref_norm(y64, NULL, NULL, x.x, w64, b64, N, C, kind, 1e-5);
+    for (int64_t i = 0; i < N * C; i++)
+        y64[i] += base.x[i];
+    assert_ok(case_backend()->norm_add_fwd(case_device(), y.v, view_none(), rstd, x.v, base.v, w, b, kind, 1e-5f));
+    tensor_expect(name, type, tensor_get(y), y64, N * C, 2e-5);
+    assert_true(tensor_gaps_ok(y));
+    assert_int_equal(case_faults(), 0);
+    tensors_free();
+}
+
+static void test_norm_add(void **state)
+{
+    (void)state;
+    static const int64_t widths[] = {7, 24, 768, 2056};
+    for (size_t t = 0; t < COUNT_OF(types); t++)
+        for (size_t i = 0; i < COUNT_OF(widths); i++)
+            for (int where = 0; where < 3; where++) {
+                one_norm_add(types[t], NORM_RMS, widths[i], 8, where);
+                one_norm_add(types[t], NORM_LAYER, widths[i], 3, where);
+            }
+    struct tensor x = tensor_random(DT_F32, 2, 8, 0, 1, 1);
+    struct view none = view_none();
+    assert_refused(case_backend()->norm_add_fwd(case_device(), x.v, none, none, x.v, none, none, none, NORM_RMS, 1e-5f), ERR_UNSUPPORTED, "base is missing");
+    tensors_free();
+}
+
 /* Many rows to a group, so that the sums of dw have several terms in each stage; and the same bits again. */
 static void test_norm_rows(void **state)
 {
@@ -238,7 +275,7 @@ static void test_refusals(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_closed_form), cmocka_unit_test(test_norm_widths), cmocka_unit_test(test_norm_kinds),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_closed_form), cmocka_unit_test(test_norm_widths), cmocka_unit_test(test_norm_kinds), cmocka_unit_test(test_norm_add),
                                        cmocka_unit_test(test_norm_rows),   cmocka_unit_test(test_far_mean),    cmocka_unit_test(test_absent),
                                        cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
