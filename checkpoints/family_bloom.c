@@ -7,8 +7,9 @@ static const char *const KEYS[] = {"hidden_size", "n_embed", "n_layer", "num_hid
                                    "apply_residual_connection_post_layernorm", "n_inner", "seq_length", /* kernels of its trainer: */
                                    "attention_softmax_in_fp32", "bias_dropout_fusion", "masked_softmax_fusion", "offset_alibi", "skip_bias_add",
                                    "skip_bias_add_qkv", "slow_but_exact", GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"hidden_size", "n_embed", 64}, .L = {"n_layer", "num_hidden_layers", 2},
-                                     .H = {"n_head", "num_attention_heads", 8}, .P = {"seq_length", NULL, 2048}, .F = "n_inner", .F_times = 4};
+static const struct family_dims DIMS = {.C = "hidden_size", .L = "n_layer", .H = "n_head", .P = "seq_length", .F = "n_inner", .V_absent = 250880,
+                                        .C_absent = 64, .L_absent = 2, .H_absent = 8, .P_absent = 2048, .F_times = 4};
+static const struct gpt_alias ALIASES[] = {{"hidden_size", "n_embed"}, {"n_layer", "num_hidden_layers"}, {"n_head", "num_attention_heads"}, {NULL, NULL}};
 static const struct gpt_only ONLY[] = {{"apply_residual_connection_post_layernorm", "false"}, {"skip_bias_add_qkv", "false"}};
 
 #define QKV "self_attention.query_key_value."
@@ -28,7 +29,7 @@ static const char *const NAMES[T_SLOTS] = {
 
 static enum code bloom_read(struct arch *a, const json_t *config, const char *where)
 {
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 1, 2));
+    TRY(gpt_read(a, config, where, &DIMS, ALIASES, "layer_norm_epsilon", 1, 2));
     TRY(gpt_only_check(config, where, ONLY, sizeof ONLY / sizeof *ONLY));
     if (a->stack[STACK_DEC].block[0].F != 4 * a->C)
         return fail(ERR_UNSUPPORTED, "%s: \"n_inner\": %lld is not supported; known is 4 * \"hidden_size\"", where, (long long)a->stack[STACK_DEC].block[0].F);
@@ -46,6 +47,12 @@ static void bloom_place(const struct arch *a, const struct tensor_spec *t, struc
     gpt_place_qkv(p, a, t, GPT_BY_GROUP);
 }
 
+static enum code bloom_fresh(const struct arch *a, json_t *config)
+{
+    TRY(gpt_fresh_begin(a, config, "BloomForCausalLM", "bloom", &DIMS, NULL, "layer_norm_epsilon"));
+    return family_fresh_end(a, config);
+}
+
 const struct family family_bloom = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -53,6 +60,6 @@ const struct family family_bloom = {
     .read = bloom_read,
     .place = bloom_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = bloom_fresh,
     .holds = gpt_holds_mha,
 };

@@ -13,8 +13,10 @@ static const char *const KEYS[] = {"hidden_size", "n_embed", "num_hidden_layers"
                                    "ffn_hidden_size", "layer_norm_epsilon", "num_ln_in_parallel_attn", "alibi", "new_decoder_architecture",
                                    "multi_query", "parallel_attn", "bias", "activation", "apply_residual_connection_post_layernorm",
                                    FAMILY_KEYS_ROPE, GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"hidden_size", "n_embed", 4544}, .L = {"num_hidden_layers", NULL, 32}, .H = {"num_attention_heads", NULL, 71},
-                                     .P = {"max_position_embeddings", NULL, 2048}, .F = "ffn_hidden_size", .F_times = 4};
+static const struct family_dims DIMS = {.C = "hidden_size", .L = "num_hidden_layers", .H = "num_attention_heads", .P = "max_position_embeddings",
+                                        .F = "ffn_hidden_size", .V_absent = 65024, .C_absent = 4544, .L_absent = 32, .H_absent = 71,
+                                        .P_absent = 2048, .F_times = 4};
+static const struct gpt_alias ALIASES[] = {{"hidden_size", "n_embed"}, {NULL, NULL}};
 static const struct gpt_only ONLY[] = {{"apply_residual_connection_post_layernorm", "false"}};
 
 #define QKV "self_attention.query_key_value."
@@ -55,7 +57,7 @@ static enum code flags_read(const json_t *config, const char *where, struct flag
 static enum code falcon_read(struct arch *a, const json_t *config, const char *where)
 {
     struct flags f;
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 11, 11));
+    TRY(gpt_read(a, config, where, &DIMS, ALIASES, "layer_norm_epsilon", 11, 11));
     TRY(gpt_only_check(config, where, ONLY, sizeof ONLY / sizeof *ONLY));
     TRY(family_act_read(a, config, where, "activation", "gelu", 0));
     TRY(flags_read(config, where, &f));
@@ -113,6 +115,24 @@ static enum code falcon_set_groups(const struct arch *a, char **text)
     return config_text_set(text, "num_ln_in_parallel_attn", "1", "new_decoder_architecture");
 }
 
+static enum code falcon_fresh(const struct arch *a, json_t *config)
+{
+    int parallel = a->residual != RESIDUAL_SEQUENTIAL;
+    TRY(gpt_fresh_begin(a, config, "FalconForCausalLM", "falcon", &DIMS, "activation", "layer_norm_epsilon"));
+    json_object_set_new(config, "new_decoder_architecture", json_boolean(parallel));
+    json_object_set_new(config, "parallel_attn", json_boolean(parallel));
+    json_object_set_new(config, "multi_query", json_boolean(a->stack[STACK_DEC].block[0].G == 1));
+    if (parallel) {
+        json_object_set_new(config, "num_kv_heads", json_integer(a->stack[STACK_DEC].block[0].G));
+        json_object_set_new(config, "num_ln_in_parallel_attn", json_integer(a->residual == RESIDUAL_PARALLEL_TWO_NORMS ? 2 : 1));
+    }
+    json_object_set_new(config, "alibi", json_boolean(a->pos == POS_ALIBI));
+    json_object_set_new(config, "bias", json_boolean(a->bias & BIAS_Q));
+    if (a->pos == POS_ROPE)
+        config_rope_fresh(&a->rope, config);
+    return family_fresh_end(a, config);
+}
+
 const struct family family_falcon = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -120,7 +140,7 @@ const struct family family_falcon = {
     .read = falcon_read,
     .place = falcon_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = falcon_fresh,
     .holds = falcon_holds,
     .set_groups = falcon_set_groups,
 };

@@ -1,51 +1,39 @@
 /* What the families of the GPT-2 line share; see family_gpt.h. */
 #include "family_gpt.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 /* ---- config.json -> arch ------------------------------------------------------------------------------------------ */
 
-enum code gpt_dim_read(const json_t *config, const char *where, const struct gpt_dim *dim, int64_t *value)
+const struct gpt_alias GPT_ALIASES[] = {{"n_embd", "hidden_size"}, {"n_layer", "num_hidden_layers"}, {"n_head", "num_attention_heads"},
+                                        {"n_positions", "max_position_embeddings"}, {NULL, NULL}};
+
+static int given(const json_t *v) { return v && !json_is_null(v); }
+
+static enum code aliases_apply(json_t *config, const char *where, const struct gpt_alias *aliases)
 {
-    int64_t one = 0, other = 0;
-    TRY(json_want_i64(config, where, dim->key, 1, INT32_MAX, &one));
-    if (dim->alias)
-        TRY(json_want_i64(config, where, dim->alias, 1, INT32_MAX, &other));
-    if (one && other && one != other)
-        return fail(ERR_INPUT, "%s: \"%s\" is %lld, but \"%s\" is %lld; both mean the same", where, dim->key, (long long)one, dim->alias,
-                    (long long)other);
-    *value = one ? one : other ? other : dim->absent;
+    for (; aliases && aliases->key; aliases++) {
+        json_t *one = json_object_get(config, aliases->key), *other = json_object_get(config, aliases->alias);
+        if (!given(other))
+            continue;
+        if (given(one) && !json_equal(one, other))
+            return fail(ERR_INPUT, "%s: \"%s\" and \"%s\" mean the same, but differ", where, aliases->key, aliases->alias);
+        if (json_object_set(config, aliases->key, other))
+            return fail(ERR_MEMORY, "%s: out of memory", where);
+    }
     return OK;
 }
 
-enum code gpt_read(struct arch *a, const json_t *config, const char *where, const struct gpt_dims *d, const char *eps_key, int bos, int eos)
+enum code gpt_read(struct arch *a, const json_t *config, const char *where, const struct family_dims *dims, const struct gpt_alias *aliases,
+                   const char *eps_key, int bos, int eos)
 {
-    const char *type;
-    int64_t L, H, F;
-    TRY(json_need_str(config, where, "model_type", &type));
-    TRY(gpt_dim_read(config, where, &d->L, &L));
-    enum code c = arch_init(a, L);
-    if (c != OK)
-        return fail_in(c, "%s", where);
-    snprintf(a->family, sizeof a->family, "%s", type);
-    TRY(gpt_dim_read(config, where, &d->C, &a->C));
-    TRY(gpt_dim_read(config, where, &d->H, &H));
-    TRY(gpt_dim_read(config, where, &d->P, &a->max_positions));
-    F = d->F_times ? d->F_times * a->C : d->F_absent;
-    if (d->F)
-        TRY(json_want_i64(config, where, d->F, 1, INT32_MAX, &F));
-    if (a->C % H)
-        return fail(ERR_INPUT, "%s: \"%s\" %lld is not a multiple of \"%s\" %lld", where, d->C.key, (long long)a->C, d->H.key, (long long)H);
-    for (int64_t l = 0; l < L; l++) {
-        struct arch_block *b = &a->stack[STACK_DEC].block[l];
-        b->H = b->G = H;
-        b->D = b->Dv = a->C / H;
-        b->F = F;
-    }
-    a->attn_scale = 1 / sqrt((double)(a->C / H));
-    a->rope.dims = a->C / H;
+    json_t *plain = json_copy((json_t *)config);
+    enum code c = plain ? aliases_apply(plain, where, aliases) : fail(ERR_MEMORY, "%s: out of memory", where);
+    if (c == OK)
+        c = family_dims_read(a, plain, where, dims);
+    json_decref(plain);
+    TRY(c);
     a->norm = NORM_LAYER;
     a->norm_eps = 1e-5;
     a->tied = 1;
@@ -122,8 +110,15 @@ enum code gpt_holds_mha(const struct arch *a)
     return OK;
 }
 
-enum code gpt_fresh_refused(const struct arch *a, json_t *config)
+enum code gpt_fresh_begin(const struct arch *a, json_t *config, const char *class_name, const char *model_type, const struct family_dims *dims,
+                          const char *act_key, const char *eps_key)
 {
-    (void)config;
-    return fail(ERR_UNSUPPORTED, "a config.json of model_type \"%s\" is only written from one; write a .h5", a->family);
+    if (mlp_is_gated(a->mlp))
+        return fail(ERR_UNSUPPORTED, "config.json of the %s family cannot express a gated MLP; write a .h5", model_type);
+    family_fresh_begin(a, config, class_name, model_type, dims);
+    if (act_key)
+        json_object_set_new(config, act_key, json_string(family_act_name(a->mlp)));
+    if (eps_key)
+        json_object_set_new(config, eps_key, json_real(a->norm_eps));
+    return OK;
 }

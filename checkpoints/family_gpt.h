@@ -7,18 +7,17 @@
 
 /* ---- config.json -> arch ------------------------------------------------------------------------------------------ */
 
-/* A dimension: the family's key, another spelling that transformers reads too (or NULL), and the class's default. */
-struct gpt_dim { const char *key, *alias; int64_t absent; };
-struct gpt_dims {
-    struct gpt_dim C, L, H, P;
-    const char *F; /* NULL: no key; absent or null: F_absent, or F_times * C */
-    int64_t F_times, F_absent;
-};
+/* Two spellings of one key: `key` is the family's, `alias` one that transformers reads too. A list ends with NULL. */
+struct gpt_alias { const char *key, *alias; };
+extern const struct gpt_alias GPT_ALIASES[]; /* n_embd, n_layer, n_head, n_positions */
+#define GPT_KEYS_DIMS \
+    "n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions", "max_position_embeddings", "n_inner"
+#define GPT_DIMS .C = "n_embd", .L = "n_layer", .H = "n_head", .P = "n_positions", .F = "n_inner", .F_times = 4
 
-/* arch_init, name, dimensions (G = H, D = C / H), attn_scale D^-0.5, LayerNorm with eps under `eps_key` (NULL: none; 1e-5 when absent),
- * bos and eos; tied. The family sets the rest: positions, biases, MLP. */
-enum code gpt_read(struct arch *a, const json_t *config, const char *where, const struct gpt_dims *dims, const char *eps_key, int bos, int eos) MUST_USE;
-enum code gpt_dim_read(const json_t *config, const char *where, const struct gpt_dim *dim, int64_t *value) MUST_USE;
+/* family_dims_read with aliases (NULL: none); LayerNorm with eps under `eps_key` (NULL: none; 1e-5 when absent); bos, eos; tied. The
+ * family sets the rest: positions, biases, MLP. */
+enum code gpt_read(struct arch *a, const json_t *config, const char *where, const struct family_dims *dims, const struct gpt_alias *aliases,
+                   const char *eps_key, int bos, int eos) MUST_USE;
 /* Keys understood only at one value, given as JSON text; absent and null pass too. ERR_UNSUPPORTED names key and value. */
 struct gpt_only { const char *key, *value; };
 enum code gpt_only_check(const json_t *config, const char *where, const struct gpt_only *list, size_t n) MUST_USE;
@@ -42,7 +41,8 @@ int gpt_ignores(const struct arch *a, const char *name);
 
 /* A class without a number of key/value heads. */
 enum code gpt_holds_mha(const struct arch *a);
-/* Nothing is retargeted to this family; its config.json is always edited from a source's. */
-enum code gpt_fresh_refused(const struct arch *a, json_t *config);
+/* family_fresh_begin, and the activation and eps under their keys (NULL: none). */
+enum code gpt_fresh_begin(const struct arch *a, json_t *config, const char *class_name, const char *model_type, const struct family_dims *dims,
+                          const char *act_key, const char *eps_key) MUST_USE;
 
 #endif

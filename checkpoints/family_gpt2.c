@@ -6,12 +6,9 @@
 #include "family_gpt.h"
 
 static const char *const TYPES[] = {"gpt2", NULL};
-static const char *const KEYS[] = {"n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions",
-                                   "max_position_embeddings", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights",
+static const char *const KEYS[] = {GPT_KEYS_DIMS, "activation_function", "layer_norm_epsilon", "scale_attn_weights",
                                    "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn", GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"n_embd", "hidden_size", 768}, .L = {"n_layer", "num_hidden_layers", 12},
-                                     .H = {"n_head", "num_attention_heads", 12}, .P = {"n_positions", "max_position_embeddings", 1024},
-                                     .F = "n_inner", .F_times = 4};
+static const struct family_dims DIMS = {GPT_DIMS, .V_absent = 50257, .C_absent = 768, .L_absent = 12, .H_absent = 12, .P_absent = 1024};
 
 static const char *const NAMES[T_SLOTS] = {
     [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
@@ -29,7 +26,7 @@ static const char *const NAMES[T_SLOTS] = {
 static enum code gpt2_read(struct arch *a, const json_t *config, const char *where)
 {
     int scaled = 1, by_layer = 0;
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(gpt_read(a, config, where, &DIMS, GPT_ALIASES, "layer_norm_epsilon", 50256, 50256));
     TRY(family_act_read(a, config, where, "activation_function", "gelu_new", 0));
     TRY(json_want_bool(config, where, "scale_attn_weights", &scaled));
     TRY(json_want_bool(config, where, "scale_attn_by_inverse_layer_idx", &by_layer));
@@ -50,6 +47,14 @@ static void gpt2_place(const struct arch *a, const struct tensor_spec *t, struct
         gpt_place_transposed(p);
 }
 
+static enum code gpt2_fresh(const struct arch *a, json_t *config)
+{
+    TRY(gpt_fresh_begin(a, config, "GPT2LMHeadModel", "gpt2", &DIMS, "activation_function", "layer_norm_epsilon"));
+    json_object_set_new(config, "scale_attn_weights", json_boolean(a->attn_scale < 1 || a->attn_scale > 1));
+    json_object_set_new(config, "scale_attn_by_inverse_layer_idx", json_boolean(a->stack[STACK_DEC].block[0].scale > 0));
+    return family_fresh_end(a, config);
+}
+
 const struct family family_gpt2 = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -57,6 +62,6 @@ const struct family family_gpt2 = {
     .read = gpt2_read,
     .place = gpt2_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = gpt2_fresh,
     .holds = gpt_holds_mha,
 };

@@ -7,15 +7,11 @@
 #include <string.h>
 
 static const char *const TYPES[] = {"gpt_bigcode", NULL};
-static const char *const KEYS[] = {"n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions",
-                                   "max_position_embeddings", "n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights",
+static const char *const KEYS[] = {GPT_KEYS_DIMS, "activation_function", "layer_norm_epsilon", "scale_attn_weights",
                                    "multi_query", "num_key_value_heads", /* precision and serving: */ "attention_softmax_in_fp32",
                                    "scale_attention_softmax_in_fp32", "inference_runner", "validate_runner_input", "pre_allocate_kv_cache",
                                    "pad_key_length", "max_batch_size", GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"n_embd", "hidden_size", 768}, .L = {"n_layer", "num_hidden_layers", 12},
-                                     .H = {"n_head", "num_attention_heads", 12}, .P = {"n_positions", "max_position_embeddings", 1024},
-                                     .F = "n_inner", .F_times = 4};
-static const struct family_dims FRESH = {.C = "n_embd", .L = "n_layer", .H = "n_head", .P = "n_positions", .F = "n_inner"};
+static const struct family_dims DIMS = {GPT_DIMS, .V_absent = 50257, .C_absent = 768, .L_absent = 12, .H_absent = 12, .P_absent = 1024};
 
 static const char *const NAMES[T_SLOTS] = {
     [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
@@ -33,7 +29,7 @@ static const char *const NAMES[T_SLOTS] = {
 static enum code bigcode_read(struct arch *a, const json_t *config, const char *where)
 {
     int scaled = 1, multi_query = 1;
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(gpt_read(a, config, where, &DIMS, GPT_ALIASES, "layer_norm_epsilon", 50256, 50256));
     TRY(family_act_read(a, config, where, "activation_function", "gelu_pytorch_tanh", 0));
     TRY(json_want_bool(config, where, "scale_attn_weights", &scaled));
     TRY(json_want_bool(config, where, "multi_query", &multi_query));
@@ -79,15 +75,9 @@ static enum code bigcode_set_groups(const struct arch *a, char **text)
 
 static enum code bigcode_fresh(const struct arch *a, json_t *config)
 {
-    const struct arch_block *b = &a->stack[STACK_DEC].block[0];
-    int scaled = a->attn_scale < 1 || a->attn_scale > 1 || b->D == 1;
-    family_fresh_begin(a, config, "GPTBigCodeForCausalLM", "gpt_bigcode", &FRESH);
-    if (mlp_is_gated(a->mlp))
-        return fail(ERR_UNSUPPORTED, "config.json of the gpt_bigcode family cannot express a gated MLP; write a .h5");
-    json_object_set_new(config, "activation_function", json_string(family_act_name(a->mlp)));
-    json_object_set_new(config, "layer_norm_epsilon", json_real(a->norm_eps));
-    json_object_set_new(config, "scale_attn_weights", json_boolean(scaled));
-    json_object_set_new(config, "multi_query", json_boolean(b->G == 1));
+    TRY(gpt_fresh_begin(a, config, "GPTBigCodeForCausalLM", "gpt_bigcode", &DIMS, "activation_function", "layer_norm_epsilon"));
+    json_object_set_new(config, "scale_attn_weights", json_boolean(a->attn_scale < 1 || a->attn_scale > 1));
+    json_object_set_new(config, "multi_query", json_boolean(a->stack[STACK_DEC].block[0].G == 1));
     return family_fresh_end(a, config);
 }
 

@@ -9,9 +9,9 @@ static const char *const TYPES[] = {"gpt_neo", NULL};
 static const char *const KEYS[] = {"hidden_size", "num_layers", "num_hidden_layers", "num_heads", "num_attention_heads", "max_position_embeddings",
                                    "intermediate_size", "attention_types", "attention_layers", "window_size", "activation_function",
                                    "layer_norm_epsilon", GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"hidden_size", NULL, 2048}, .L = {"num_layers", "num_hidden_layers", 24},
-                                     .H = {"num_heads", "num_attention_heads", 16}, .P = {"max_position_embeddings", NULL, 2048},
-                                     .F = "intermediate_size", .F_times = 4};
+static const struct family_dims DIMS = {.C = "hidden_size", .L = "num_layers", .H = "num_heads", .P = "max_position_embeddings", .F = "intermediate_size",
+                                        .V_absent = 50257, .C_absent = 2048, .L_absent = 24, .H_absent = 16, .P_absent = 2048, .F_times = 4};
+static const struct gpt_alias ALIASES[] = {{"num_layers", "num_hidden_layers"}, {"num_heads", "num_attention_heads"}, {NULL, NULL}};
 
 static const char *const NAMES[T_SLOTS] = {
     [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
@@ -81,7 +81,7 @@ static enum code windows_read(struct arch *a, const json_t *config, const char *
 
 static enum code neo_read(struct arch *a, const json_t *config, const char *where)
 {
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(gpt_read(a, config, where, &DIMS, ALIASES, "layer_norm_epsilon", 50256, 50256));
     TRY(family_act_read(a, config, where, "activation_function", "gelu_new", 0));
     a->pos = POS_LEARNED;
     a->bias = BIAS_O | BIAS_MLP_IN | BIAS_MLP_OUT | BIAS_NORM;
@@ -95,6 +95,22 @@ static void neo_place(const struct arch *a, const struct tensor_spec *t, struct 
     family_place_named(p, t, NAMES, "transformer.h.%lld.");
 }
 
+static enum code neo_fresh(const struct arch *a, json_t *config)
+{
+    const struct arch_stack *s = &a->stack[STACK_DEC];
+    int64_t window = 0;
+    json_t *words = json_array();
+    for (int64_t l = 0; l < s->L; l++) {
+        window = window ? window : s->block[l].window;
+        json_array_append_new(words, json_string(s->block[l].window ? "local" : "global"));
+    }
+    enum code c = gpt_fresh_begin(a, config, "GPTNeoForCausalLM", "gpt_neo", &DIMS, "activation_function", "layer_norm_epsilon");
+    json_object_set_new(config, "window_size", json_integer(window ? window : 256));
+    json_object_set_new(config, "attention_types", json_pack("[[O, i]]", words, 1));
+    json_object_set_new(config, "attention_layers", words);
+    return c == OK ? family_fresh_end(a, config) : c;
+}
+
 const struct family family_gpt_neo = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -102,6 +118,6 @@ const struct family family_gpt_neo = {
     .read = neo_read,
     .place = neo_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = neo_fresh,
     .holds = gpt_holds_mha,
 };

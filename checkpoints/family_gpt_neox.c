@@ -11,8 +11,9 @@ static const char *const TYPES[] = {"gpt_neox", NULL};
 static const char *const KEYS[] = {"hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "max_position_embeddings",
                                    "hidden_act", "layer_norm_eps", "use_parallel_residual", "attention_bias", "rotary_pct", "rotary_emb_base",
                                    "partial_rotary_factor", FAMILY_KEYS_ROPE, GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"hidden_size", NULL, 6144}, .L = {"num_hidden_layers", NULL, 44}, .H = {"num_attention_heads", NULL, 64},
-                                     .P = {"max_position_embeddings", NULL, 2048}, .F = "intermediate_size", .F_absent = 24576};
+static const struct family_dims DIMS = {.C = "hidden_size", .L = "num_hidden_layers", .H = "num_attention_heads", .P = "max_position_embeddings",
+                                        .F = "intermediate_size", .V_absent = 50432, .C_absent = 6144, .L_absent = 44, .H_absent = 64,
+                                        .P_absent = 2048, .F_absent = 24576};
 
 #define QKV "attention.query_key_value."
 static const char *const NAMES[T_SLOTS] = {
@@ -57,7 +58,7 @@ static enum code rope_read(struct arch *a, const json_t *config, const char *whe
 static enum code neox_read(struct arch *a, const json_t *config, const char *where)
 {
     int parallel = 1, bias = 1;
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_eps", 0, 2));
+    TRY(gpt_read(a, config, where, &DIMS, NULL, "layer_norm_eps", 0, 2));
     TRY(family_act_read(a, config, where, "hidden_act", "gelu", 0));
     TRY(json_want_bool(config, where, "use_parallel_residual", &parallel));
     TRY(json_want_bool(config, where, "attention_bias", &bias));
@@ -73,6 +74,19 @@ static void neox_place(const struct arch *a, const struct tensor_spec *t, struct
     gpt_place_qkv(p, a, t, GPT_BY_GROUP);
 }
 
+static enum code neox_fresh(const struct arch *a, json_t *config)
+{
+    TRY(gpt_fresh_begin(a, config, "GPTNeoXForCausalLM", "gpt_neox", &DIMS, "hidden_act", "layer_norm_eps"));
+    json_object_set_new(config, "use_parallel_residual", json_boolean(a->residual != RESIDUAL_SEQUENTIAL));
+    json_object_set_new(config, "attention_bias", json_boolean(a->bias & BIAS_Q));
+    family_rope_fresh(a, config, 0.25);
+    json_object_set_new(config, "rotary_emb_base", json_real(a->rope.theta));
+    json_t *partial = json_object_get(config, "partial_rotary_factor");
+    if (partial)
+        json_object_set(config, "rotary_pct", partial);
+    return family_fresh_end(a, config);
+}
+
 const struct family family_gpt_neox = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -80,6 +94,6 @@ const struct family family_gpt_neox = {
     .read = neox_read,
     .place = neox_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = neox_fresh,
     .holds = gpt_holds_mha,
 };

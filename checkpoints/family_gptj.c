@@ -5,12 +5,9 @@
 #include "family_gpt.h"
 
 static const char *const TYPES[] = {"gptj", NULL};
-static const char *const KEYS[] = {"n_embd", "hidden_size", "n_layer", "num_hidden_layers", "n_head", "num_attention_heads", "n_positions",
-                                   "max_position_embeddings", "n_inner", "rotary_dim", "activation_function", "layer_norm_epsilon",
+static const char *const KEYS[] = {GPT_KEYS_DIMS, "rotary_dim", "activation_function", "layer_norm_epsilon",
                                    "scale_attn_weights", "rotary", "window_size" /* of GPT-Neo, unused */, GPT_KEYS_HARMLESS, NULL};
-static const struct gpt_dims DIMS = {.C = {"n_embd", "hidden_size", 4096}, .L = {"n_layer", "num_hidden_layers", 28},
-                                     .H = {"n_head", "num_attention_heads", 16}, .P = {"n_positions", "max_position_embeddings", 2048},
-                                     .F = "n_inner", .F_times = 4};
+static const struct family_dims DIMS = {GPT_DIMS, .V_absent = 50400, .C_absent = 4096, .L_absent = 28, .H_absent = 16, .P_absent = 2048};
 static const struct gpt_only ONLY[] = {{"scale_attn_weights", "true"}, {"rotary", "true"}};
 
 static const char *const NAMES[T_SLOTS] = {
@@ -25,7 +22,7 @@ static const char *const NAMES[T_SLOTS] = {
 
 static enum code gptj_read(struct arch *a, const json_t *config, const char *where)
 {
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", 50256, 50256));
+    TRY(gpt_read(a, config, where, &DIMS, GPT_ALIASES, "layer_norm_epsilon", 50256, 50256));
     TRY(family_act_read(a, config, where, "activation_function", "gelu_new", 0));
     TRY(gpt_only_check(config, where, ONLY, sizeof ONLY / sizeof *ONLY));
     const json_t *dims = json_object_get(config, "rotary_dim");
@@ -50,6 +47,13 @@ static void gptj_place(const struct arch *a, const struct tensor_spec *t, struct
     }
 }
 
+static enum code gptj_fresh(const struct arch *a, json_t *config)
+{
+    TRY(gpt_fresh_begin(a, config, "GPTJForCausalLM", "gptj", &DIMS, "activation_function", "layer_norm_epsilon"));
+    json_object_set_new(config, "rotary_dim", json_integer(a->rope.dims));
+    return family_fresh_end(a, config);
+}
+
 const struct family family_gptj = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -57,6 +61,6 @@ const struct family family_gptj = {
     .read = gptj_read,
     .place = gptj_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = gptj_fresh,
     .holds = gpt_holds_mha,
 };

@@ -14,8 +14,9 @@ static const char *const KEYS[] = {"d_model", "hidden_size", "n_layers", "num_hi
 static const char *const ATTN_KEYS[] = {"attn_type", "kv_n_heads", "clip_qkv", "softmax_scale", "qk_ln", "qk_gn", "alibi", "alibi_bias_max",
                                         "prefix_lm", "attn_uses_sequence_id", "rope", "sliding_window_size", "fused_qkv", "attn_impl", NULL};
 static const struct family ATTN = {.keys = ATTN_KEYS};
-static const struct gpt_dims DIMS = {.C = {"d_model", "hidden_size", 2048}, .L = {"n_layers", "num_hidden_layers", 24},
-                                     .H = {"n_heads", "num_attention_heads", 16}, .P = {"max_seq_len", NULL, 2048}, .F_times = 4};
+static const struct family_dims DIMS = {.C = "d_model", .L = "n_layers", .H = "n_heads", .P = "max_seq_len", .V_absent = 50368, .C_absent = 2048,
+                                        .L_absent = 24, .H_absent = 16, .P_absent = 2048, .F_times = 4};
+static const struct gpt_alias ALIASES[] = {{"d_model", "hidden_size"}, {"n_layers", "num_hidden_layers"}, {"n_heads", "num_attention_heads"}, {NULL, NULL}};
 static const struct gpt_only ONLY[] = {{"no_bias", "true"}};
 static const struct gpt_only ATTN_ONLY[] = {{"qk_ln", "false"}, {"qk_gn", "false"}, {"alibi", "true"}, {"prefix_lm", "false"},
                                             {"attn_uses_sequence_id", "false"}, {"rope", "false"}, {"sliding_window_size", "-1"}, {"fused_qkv", "true"}};
@@ -80,7 +81,7 @@ static enum code mpt_read(struct arch *a, const json_t *config, const char *wher
 {
     const char *norm = "low_precision_layernorm";
     double ratio = 4;
-    TRY(gpt_read(a, config, where, &DIMS, "layer_norm_epsilon", -1, -1));
+    TRY(gpt_read(a, config, where, &DIMS, ALIASES, "layer_norm_epsilon", -1, -1));
     TRY(gpt_only_check(config, where, ONLY, sizeof ONLY / sizeof *ONLY));
     TRY(json_want_str(config, where, "norm_type", &norm));
     if (strcmp(norm, "low_precision_layernorm") != 0 && strcmp(norm, "layernorm") != 0)
@@ -121,6 +122,25 @@ static enum code mpt_holds(const struct arch *a)
     return gpt_holds_mha(a);
 }
 
+/* The class insists on integers where they are whole. */
+static json_t *number(double x) { return x >= 1 && x <= INT32_MAX && !(x > floor(x)) ? json_integer((json_int_t)x) : json_real(x); }
+
+static enum code mpt_fresh(const struct arch *a, json_t *config)
+{
+    json_t *attn = json_object();
+    json_object_set_new(attn, "attn_type", json_string("multihead_attention")); /* mpt_holds has seen to it */
+    json_object_set_new(attn, "alibi", json_true());
+    json_object_set_new(attn, "alibi_bias_max", number(a->alibi_bias_max));
+    json_object_set_new(attn, "clip_qkv", a->clip_qkv > 0 ? json_real(a->clip_qkv) : json_null());
+    json_object_set_new(attn, "softmax_scale", json_real(a->attn_scale));
+    enum code c = gpt_fresh_begin(a, config, "MptForCausalLM", "mpt", &DIMS, NULL, "layer_norm_epsilon");
+    json_object_set_new(config, "expansion_ratio", number((double)a->stack[STACK_DEC].block[0].F / (double)a->C));
+    json_object_set_new(config, "logit_scale", json_real(a->logit_scale));
+    json_object_set_new(config, "no_bias", json_true());
+    json_object_set_new(config, "attn_config", attn);
+    return c == OK ? family_fresh_end(a, config) : c;
+}
+
 const struct family family_mpt = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -128,6 +148,6 @@ const struct family family_mpt = {
     .read = mpt_read,
     .place = mpt_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = mpt_fresh,
     .holds = mpt_holds,
 };

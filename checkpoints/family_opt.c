@@ -10,8 +10,9 @@ static const char *const KEYS[] = {"hidden_size", "num_hidden_layers", "num_atte
                                    "word_embed_proj_dim", "do_layer_norm_before", "_remove_final_layer_norm", "enable_bias",
                                    "layer_norm_elementwise_affine", "activation_function", "learned_embeddings", "scale_embeddings",
                                    "layer_norm_bias", "dropout", "activation_dropout", "layerdrop", "init_std", "output_projection", NULL};
-static const struct gpt_dims DIMS = {.C = {"hidden_size", NULL, 768}, .L = {"num_hidden_layers", NULL, 12}, .H = {"num_attention_heads", NULL, 12},
-                                     .P = {"max_position_embeddings", NULL, 2048}, .F = "ffn_dim", .F_absent = 3072};
+static const struct family_dims DIMS = {.C = "hidden_size", .L = "num_hidden_layers", .H = "num_attention_heads", .P = "max_position_embeddings",
+                                        .F = "ffn_dim", .V_absent = 50272, .C_absent = 768, .L_absent = 12, .H_absent = 12, .P_absent = 2048,
+                                        .F_absent = 3072};
 static const struct gpt_only ONLY[] = {{"learned_embeddings", "true"}, {"scale_embeddings", "false"}, {"layer_norm_bias", "true"}};
 
 static const char *const NAMES[T_SLOTS] = {
@@ -30,7 +31,7 @@ static const char *const NAMES[T_SLOTS] = {
 static enum code opt_read(struct arch *a, const json_t *config, const char *where)
 {
     int before = 1, removed = 0, bias = 1, affine = 1;
-    TRY(gpt_read(a, config, where, &DIMS, NULL, 2, 2));
+    TRY(gpt_read(a, config, where, &DIMS, NULL, NULL, 2, 2));
     TRY(family_act_read(a, config, where, "activation_function", "relu", 0));
     TRY(gpt_only_check(config, where, ONLY, sizeof ONLY / sizeof *ONLY));
     TRY(json_want_bool(config, where, "do_layer_norm_before", &before));
@@ -57,6 +58,16 @@ static void opt_place(const struct arch *a, const struct tensor_spec *t, struct 
     family_place_named(p, t, NAMES, "model.decoder.layers.%lld.");
 }
 
+static enum code opt_fresh(const struct arch *a, json_t *config)
+{
+    TRY(gpt_fresh_begin(a, config, "OPTForCausalLM", "opt", &DIMS, "activation_function", NULL));
+    json_object_set_new(config, "word_embed_proj_dim", json_integer(a->embed_proj ? a->embed_proj : a->C));
+    json_object_set_new(config, "do_layer_norm_before", json_boolean(a->norm_place == NORM_PRE));
+    json_object_set_new(config, "enable_bias", json_boolean(a->bias & BIAS_Q));
+    json_object_set_new(config, "layer_norm_elementwise_affine", json_boolean(a->norm != NORM_LAYER_NOP));
+    return family_fresh_end(a, config);
+}
+
 const struct family family_opt = {
     .model_types = TYPES,
     .keys = KEYS,
@@ -64,6 +75,6 @@ const struct family family_opt = {
     .read = opt_read,
     .place = opt_place,
     .ignores = gpt_ignores,
-    .fresh = gpt_fresh_refused,
+    .fresh = opt_fresh,
     .holds = gpt_holds_mha,
 };
