@@ -1,16 +1,19 @@
-/* Makes a Hugging Face directory of LLaMA layout with random weights, of any size: the input of conversion benchmarks and tests.
+/* Makes a Hugging Face directory with random weights, of any size, in LLaMA layout or in that of a given config.json of any family:
+ * the input of conversion benchmarks and tests.
  * Values come from one block of normals that is repeated: they are realistic for I/O and hashing, and of no use for language.
  *
- *   make_checkpoint DST --hidden 2048 --layers 16 --heads 16 --kv-heads 16 --mlp 5632 --vocab 32000 --dtype bf16 --shard-size 500 */
+ *   make_checkpoint DST --hidden 2048 --layers 16 --heads 16 --kv-heads 16 --mlp 5632 --vocab 32000 --dtype bf16 --shard-size 500
+ *   make_checkpoint DST --config config.json --dtype bf16 */
 #include <stdio.h>
 #include <stdlib.h>
 
 #include "base/base.h"
 #include "checkpoints/checkpoint.h"
 
-struct options { int64_t C, L, H, G, F, V, P, shard_mb, seed; double sd; int dtype, untied; };
+struct options { const char *config; int64_t C, L, H, G, F, V, P, shard_mb, seed; double sd; int dtype, untied; };
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
 static const struct cli_flag flags[] = {
+    FLAG("--config", CLI_STR, config, "FILE", "a config.json of any family: its layout and sizes, instead of the flags below"),
     FLAG("--hidden", CLI_INT, C, "C", "model width (default 768)"),
     FLAG("--layers", CLI_INT, L, "L", "default 12"),
     FLAG("--heads", CLI_INT, H, "H", "query heads (default 12)"),
@@ -24,7 +27,9 @@ static const struct cli_flag flags[] = {
     FLAG("--seed", CLI_INT, seed, "N", "default 0"),
     FLAG("--shard-size", CLI_INT, shard_mb, "MB", "start a new file beyond this (default: 5000)"),
 };
-static const struct cli cli = { "make_checkpoint", "DST [flags]", "Random weights in LLaMA layout.", flags, (int)(sizeof flags / sizeof flags[0]), 1, 1 };
+static const struct cli cli = { "make_checkpoint", "DST [flags]", "Random weights in LLaMA layout, or in that of a config.json.", flags, (int)(sizeof flags / sizeof flags[0]), 1, 1 };
+
+static const enum dtype TYPES[] = { DT_F32, DT_BF16, DT_F16 };
 
 static enum code fill_arch(struct arch *a, const struct options *o)
 {
@@ -41,6 +46,7 @@ static enum code fill_arch(struct arch *a, const struct options *o)
     a->mlp = MLP_SWIGLU;
     a->attn_scale = 1 / __builtin_sqrt((double)(o->C / o->H));
     a->tied = !o->untied;
+    a->dtype = TYPES[o->dtype];
     a->bos = 1;
     a->eos = 2;
     for (int64_t l = 0; l < o->L; l++) {
@@ -51,6 +57,16 @@ static enum code fill_arch(struct arch *a, const struct options *o)
         b->F = o->F;
     }
     return arch_check(a, "make_checkpoint");
+}
+
+static enum code read_arch(struct arch *a, const char *path)
+{
+    char *bytes;
+    size_t n;
+    TRY(io_read_all(path, 1 << 20, &bytes, &n));
+    enum code c = arch_from_config_json(a, bytes, n, path);
+    free(bytes);
+    return c;
 }
 
 #define BLOCK 1048576
@@ -74,19 +90,17 @@ static enum code run(int argc, char **argv)
     struct options o = { .C = 768, .L = 12, .H = 12, .F = 2048, .V = 32000, .P = 4096, .sd = 0.02 };
     struct cli_words words;
     int help = 0;
-    static const enum dtype types[] = { DT_F32, DT_BF16, DT_F16 };
     TRY(cli_parse(&cli, argc, argv, &o, &words, &help));
     if (help)
         return OK;
     o.G = o.G ? o.G : o.H;
     struct arch a = { 0 };
-    TRY(fill_arch(&a, &o));
+    TRY(o.config ? read_arch(&a, o.config) : fill_arch(&a, &o));
     float *block = malloc(2 * BLOCK * sizeof *block);
     if (!block)
         return fail(ERR_MEMORY, "out of memory");
     random_normal_f32(block, 2 * BLOCK, 0, (float)o.sd, (uint64_t)o.seed, STREAM_TEST, 0);
-    a.dtype = types[o.dtype];
-    struct ckpt_target target = { .path = words.v[0], .arch = &a, .dtype = types[o.dtype], .shard_bytes = o.shard_mb * 1000000, .force = 1 };
+    struct ckpt_target target = { .path = words.v[0], .arch = &a, .dtype = TYPES[o.dtype], .shard_bytes = o.shard_mb * 1000000, .force = 1 };
     struct ckpt_writer *w = NULL;
     enum code c = ckpt_create(&w, &target);
     if (c == OK) {
