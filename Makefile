@@ -188,9 +188,6 @@ demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table 
 	@$(MAKE) --no-print-directory all
 	@tools/demo
 
-# The CUDA benchmarks need a GPU; without one they are built (bench-built) and left out here.
-GPU := $(wildcard /dev/nvidiactl)
-BENCH_RUN := $(if $(and $(GPU),$(CUDA_ON)),$(BENCH) "tools/bench/cuda_peers.py attention" "tools/bench/cuda_peers.py train",$(filter-out $(OUT)/bench/bench_cuda_%,$(BENCH)))
 # Each script says what it skips when its Python packages are missing. PYTHON: of a virtual environment that has them.
 PYTHON ?= python3
 .PHONY: test-interop
@@ -199,6 +196,9 @@ test-interop: all ## what we write, run by other programs: Hugging Face transfor
 	  if [ ! -e tools/$$s ]; then echo "skipped: tools/$$s is not there"; continue; fi; \
 	  echo "== tools/$$s"; BUILD=$(OUT) $(PYTHON) tools/$$s || status=1; done; exit $$status
 
+# The CUDA benchmarks need a GPU; without one they are built (bench-built) and left out here.
+GPU := $(wildcard /dev/nvidiactl)
+BENCH_RUN := $(if $(and $(GPU),$(CUDA_ON)),$(BENCH) "tools/bench/cuda_peers.py attention" "tools/bench/cuda_peers.py train",$(filter-out $(OUT)/bench/bench_cuda_%,$(BENCH)))
 .PHONY: bench-built
 bench-built: $(BENCH)
 bench: all $(BENCH) $(TOOLS) ## every benchmark program and script of tools/bench, briefly

@@ -352,6 +352,9 @@ class GqakitForCausalLM(PreTrainedModel, GenerationMixin):
         return out if return_dict is None or return_dict else out.to_tuple()
 
     def prepare_inputs_for_generation(self, input_ids, past_key_values=None, attention_mask=None, inputs_embeds=None, **kwargs):
+        if "next_sequence_length" in kwargs:  # transformers 5 does it itself
+            return super().prepare_inputs_for_generation(input_ids, past_key_values=past_key_values, attention_mask=attention_mask,
+                                                         inputs_embeds=inputs_embeds, **kwargs)
         past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         if inputs_embeds is not None and past == 0:
             inputs = {"inputs_embeds": inputs_embeds}
