@@ -41,7 +41,8 @@ struct gguf_row {
     unsigned traits;    /* enum gguf_trait */
 };
 
-enum { GGUF_APPROX_GELU = 1, GGUF_APPROX_WINDOW = 2, GGUF_APPROX_DYNAMIC = 4, GGUF_APPROX_BETAS = 8, GGUF_APPROX_LONGROPE = 16 };
+enum { GGUF_APPROX_GELU = 1, GGUF_APPROX_WINDOW = 2, GGUF_APPROX_DYNAMIC = 4, GGUF_APPROX_BETAS = 8, GGUF_APPROX_LONGROPE = 16,
+       GGUF_APPROX_EMBED = 32 };
 
 /* The architecture for a model as it is (nothing left to rewrite). ERR_UNSUPPORTED with the reason. */
 enum code gguf_row_of(const struct arch *a, const struct gguf_row **row) MUST_USE;

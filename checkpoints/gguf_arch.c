@@ -160,10 +160,13 @@ static int alibi_fits(const struct gguf_row *row, const struct arch *a)
     return a->pos != POS_ALIBI || row->traits & GGUF_ALIBI_MAX || same(a->alibi_bias_max, 8);
 }
 
-static int embedding_fits(const struct gguf_row *row, const struct arch *a)
+static int embedding_fits(const struct gguf_row *row, const struct arch *a, struct fit *f)
 {
     double root = sqrt((double)a->C), scale = row->traits & GGUF_EMBED_SCALE ? root : 1;
-    return fabs(a->embed_scale - scale) <= 4e-3 * scale; /* Gemma's is rounded to bf16 in bf16 models */
+    if (same(a->embed_scale, scale))
+        return 1;
+    f->approx |= GGUF_APPROX_EMBED;
+    return row->traits & GGUF_EMBED_SCALE && fabs(a->embed_scale - scale) <= 4e-3 * scale;
 }
 
 static int width_fits(const struct gguf_row *row, const struct arch *a)
@@ -212,7 +215,7 @@ static int row_fits(const struct gguf_row *row, const struct arch *a, struct fit
     NEED(row->qk_norms & BIT(a->qk_norm), "has other norms of queries and keys");
     NEED(biases_fit(row, a, f), "lacks some of its biases, or needs some that cannot be added");
     NEED(!(row->traits & GGUF_EMBED_NORM) == !a->embed_norm, "differs in the norm behind the embedding");
-    NEED(embedding_fits(row, a), "scales the embedding otherwise");
+    NEED(embedding_fits(row, a, f), "scales the embedding otherwise");
     NEED(width_fits(row, a), "needs heads times head width to be the model width");
     NEED(rope_fits(row, a, f), "has no such rotary positions");
     NEED(alibi_fits(row, a), "has other ALiBi slopes");
@@ -241,7 +244,7 @@ static int bits(unsigned set)
     return n;
 }
 
-/* The exact one first, then the one with the fewest rewritings, then the one written for the family. */
+/* The exact one first, then the one written for the family, then the one with the fewest rewritings. */
 static enum code search(const struct arch *a, const struct gguf_row **row, struct fit *fit)
 {
     const char *why = general_refusal(a);
@@ -252,7 +255,7 @@ static enum code search(const struct arch *a, const struct gguf_row **row, struc
         return fail(ERR_UNSUPPORTED, "no architecture of llama.cpp computes this %s model: %s", a->family, why);
     for (int i = 0; i < N_ROWS; i++) {
         if (row_fits(&ROWS[i], a, &f)) {
-            int cost = 100 * bits(f.approx) + 10 * bits(f.rewrite) + !preferred(&ROWS[i], a);
+            int cost = 1000 * bits(f.approx) + 100 * !preferred(&ROWS[i], a) + bits(f.rewrite);
             if (best < 0 || cost < best) {
                 best = cost;
                 *row = &ROWS[i];
@@ -284,6 +287,7 @@ static const struct { unsigned bit; const char *words; } APPROXIMATIONS[] = {
     {GGUF_APPROX_WINDOW, "llama.cpp leaves the sliding window out (no difference within one window)"},
     {GGUF_APPROX_DYNAMIC, "llama.cpp has no dynamic rotary scaling (no difference up to the trained length)"},
     {GGUF_APPROX_BETAS, "llama.cpp reads no beta_fast and beta_slow of YaRN for this architecture"},
+    {GGUF_APPROX_EMBED, "llama.cpp multiplies the embedding by the square root of the model width, this model by that number rounded to its type"},
     {GGUF_APPROX_LONGROPE, "llama.cpp chooses the long or short rotary factors by its context size, not by the length of the text"},
 };
 
@@ -298,7 +302,9 @@ enum code gguf_choose(const struct arch *result, struct ckpt_choice *choice)
     choice->rewrite = f.rewrite;
     choice->exact = !f.approx;
     size_t size = sizeof choice->sentence;
-    size_t n = (size_t)snprintf(choice->sentence, size, "GGUF for llama.cpp's architecture %s", row->name);
+    char words[200];
+    rewrite_words(f.rewrite, words, sizeof words);
+    size_t n = (size_t)snprintf(choice->sentence, size, "GGUF for llama.cpp's architecture %s%s%s", row->name, *words ? ", with " : "", words);
     for (size_t i = 0; i < sizeof APPROXIMATIONS / sizeof *APPROXIMATIONS; i++)
         if (f.approx & APPROXIMATIONS[i].bit && n < size)
             n += (size_t)snprintf(choice->sentence + n, size - n, "; approximate: %s", APPROXIMATIONS[i].words);

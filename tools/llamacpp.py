@@ -74,7 +74,16 @@ class Model:
         sums = top + numpy.log(numpy.exp(rows - top[:, None]).sum(-1))
         return [float(rows[i, ids[i + 1]] - sums[i]) for i in range(len(ids) - 1)]
 
+    def greedy(self, ids, n):
+        """The n likeliest ids after these, each from the whole sequence again."""
+        out = list(ids)
+        for _ in range(n):
+            out.append(int(self.logits(out)[-1].argmax()))
+        return out[len(ids):]
+
     def tokenize(self, text, special=True):
+        if lib.llama_vocab_type(self.vocab) == 0:
+            raise RuntimeError("the file has no tokenizer")  # llama.cpp would abort
         data = text.encode()
         room = (ctypes.c_int32 * (len(data) + 16))()
         n = lib.llama_tokenize(self.vocab, data, len(data), room, len(room), special, True)
