@@ -85,4 +85,8 @@ void config_common_fresh(const struct arch *a, enum dtype dtype, json_t *config)
 /* hf_config.c; see checkpoint.h. */
 enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, const char *where) MUST_USE;
 
+/* family_fresh.c: 1 when two archs agree in every member that a config.json can say, else `what` names the first that differs, with
+ * the value wanted. */
+int family_arch_same(const struct arch *want, const struct arch *said, char *what, size_t n);
+
 #endif

@@ -50,22 +50,24 @@ static int same(const json_t *x, const json_t *y, char *path, size_t n)
     return x && y && json_equal(x, y);
 }
 
-static enum code differ(const struct arch *a, const char *family, const json_t *want, const json_t *said)
+int family_arch_same(const struct arch *want, const struct arch *said, char *what, size_t n)
 {
+    json_t *x = arch_to_json(want), *y = arch_to_json(said), *v;
     const char *key;
-    json_t *v;
-    json_object_foreach ((json_t *)want, key, v) {
+    int good = x && y;
+    json_object_foreach (x, key, v) {
         char path[128];
         snprintf(path, sizeof path, "%s", key);
-        if (skipped(a, key) || same(v, json_object_get(said, key), path, sizeof path))
+        if (!good || skipped(want, key) || same(v, json_object_get(y, key), path, sizeof path))
             continue;
         char *have = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        enum code c = fail(ERR_UNSUPPORTED, "config.json of the %s family cannot express this model's %s%s%.40s; write a .h5", family, path,
-                           have && strlen(have) <= 40 ? " = " : "", have && strlen(have) <= 40 ? have : "");
+        snprintf(what, n, "%s%s%s", path, have && strlen(have) <= 40 ? " = " : "", have && strlen(have) <= 40 ? have : "");
         free(have);
-        return c;
+        good = 0;
     }
-    return OK;
+    json_decref(x);
+    json_decref(y);
+    return good;
 }
 
 enum code family_fresh_end(const struct arch *a, const json_t *config)
@@ -84,10 +86,9 @@ enum code family_fresh_end(const struct arch *a, const json_t *config)
         return c;
     if (c != OK)
         return fail_in(ERR_UNSUPPORTED, "config.json of the %s family cannot express this model", family);
-    json_t *want = arch_to_json(a), *have = arch_to_json(&said);
+    char what[192] = "architecture";
+    if (!family_arch_same(a, &said, what, sizeof what))
+        c = fail(ERR_UNSUPPORTED, "config.json of the %s family cannot express this model's %s; write a .h5", family, what);
     arch_free(&said);
-    c = differ(a, family, want, have);
-    json_decref(want);
-    json_decref(have);
     return c;
 }
