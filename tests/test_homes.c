@@ -238,12 +238,27 @@ static void our_own_form_keeps_every_byte(void **state)
     free(python);
 }
 
+static void our_own_config_is_checked(void **state)
+{
+    (void)state;
+    static const struct { const char *text, *part; } cases[] = {
+        {"{\"model_type\": \"gqakit\", \"vocab_size\": 8}", "\"arch\" is missing"},
+        {"{\"model_type\": \"gqakit\", \"vocab_size\": 8, \"arch\": []}", "\"arch\" is missing"},
+        {"{\"model_type\": \"gqakit\", \"vocab_size\": 8, \"arch\": {}}", "blocks"},
+        {"{\"model_type\": \"gqakit\", \"vocab_size\": 8, \"arch\": {\"decoder\": {\"blocks\": []}}}", "layers"}};
+    for (size_t i = 0; i < COUNT_OF(cases); i++) {
+        struct arch a;
+        assert_refused(arch_from_config_json(&a, cases[i].text, strlen(cases[i].text), "config.json"), ERR_INPUT, cases[i].part);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(each_step_keeps_the_logits),
         cmocka_unit_test(retargets_keep_the_logits),
         cmocka_unit_test(our_own_form_keeps_every_byte),
+        cmocka_unit_test(our_own_config_is_checked),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
