@@ -132,8 +132,8 @@ static void retarget_sentence(const struct arch *result, const char *class_name,
     char words[256], heads[64];
     rewrite_words(c->rewrite, words, sizeof words);
     heads_text(result, heads, sizeof heads);
-    int n = snprintf(c->sentence, sizeof c->sentence, "written as %s, which holds %s%s%.150s%s and computes the same%s%s", class_name, heads,
-                     *why ? " (" : "", why, *why ? ")" : "", *words ? " with " : "", words);
+    int n = snprintf(c->sentence, sizeof c->sentence, "%.160s%swritten as %s, which holds %s and computes the same%s%s", why, *why ? "; " : "",
+                     class_name, heads, *words ? " with " : "", words);
     int64_t context = rewrite_context(result, c->rewrite);
     c->exact = context >= result->max_positions;
     if (!c->exact && n > 0 && n < (int)sizeof c->sentence)

@@ -64,8 +64,8 @@ struct pool_job {
     size_t buffer_bytes;
 };
 enum code pool_tensor(const struct pool_job *job, struct pool_error *error) MUST_USE;
-/* The same rows without merging: bytes as they are, each head `repeat` times. */
-enum code pool_repeat(const struct pool_job *job) MUST_USE;
+/* The same rows without merging: bytes as they are, each head `repeat` times; adds non-finite elements to *bad. */
+enum code pool_repeat(const struct pool_job *job, int64_t *bad) MUST_USE;
 
 /* knorm.c. What a norm of the keys becomes when heads are merged. FULL (one RMSNorm over all heads): the weights move into W_k (and its
  * bias) before it is pooled: *scale, malloc'ed [G0*D], NULL for other kinds; every weight of the result is *constant. `job` is that of any

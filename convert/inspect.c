@@ -17,26 +17,30 @@ static json_t *tensors_json(struct checkpoint *ck)
     return list;
 }
 
+/* Names of results, one of each kind. */
+#define DIRECTORY "a directory"
+#define GGUF "a.gguf"
+
 /* Where a result with G heads would live; a refusal is an answer too. */
-static enum code home_of(const struct arch *from, int64_t G, struct ckpt_choice *choice)
+static enum code home_of(const struct arch *from, int64_t G, const char *path, struct ckpt_choice *choice)
 {
     struct arch a;
     TRY(arch_copy(&a, from));
     enum code c = plan_groups(&a, G);
     if (c == OK)
-        c = ckpt_choose(&a, "a directory", HOME_AUTO, NULL, choice);
+        c = ckpt_choose(&a, path, HOME_AUTO, NULL, choice);
     arch_free(&a);
     return c;
 }
 
-static json_t *homes_json(const struct arch *a, const int64_t *legal, int n)
+static json_t *homes_json(const struct arch *a, const int64_t *legal, int n, const char *path)
 {
     json_t *homes = json_object();
     for (int i = 0; i < n; i++) {
         struct ckpt_choice choice;
         char key[24];
         snprintf(key, sizeof key, "%lld", (long long)legal[i]);
-        json_object_set_new(homes, key, home_of(a, legal[i], &choice) == OK ? report_home(&choice) : json_pack("{s:n, s:s}", "home", "sentence", fail_text()));
+        json_object_set_new(homes, key, home_of(a, legal[i], path, &choice) == OK ? report_home(&choice) : json_pack("{s:n, s:s}", "home", "sentence", fail_text()));
     }
     return homes;
 }
@@ -58,9 +62,22 @@ static void inspect_json(struct checkpoint *ck, const int64_t *legal, int n)
     json_object_set_new(j, "tensors", tensors_json(ck));
     json_object_set_new(j, "legal_kv_heads", groups);
     json_object_set_new(j, "kv_bytes_per_token", kv);
-    json_object_set_new(j, "homes", homes_json(a, legal, n));
+    json_object_set_new(j, "homes", homes_json(a, legal, n, DIRECTORY));
+    json_object_set_new(j, "gguf", homes_json(a, legal, n, GGUF));
     json_print(j, 2);
     json_decref(j);
+}
+
+/* One line; `bytes` NULL: a further home of the same heads. */
+static void home_print(const struct arch *a, int64_t G, const char *path, const char *bytes)
+{
+    struct ckpt_choice c;
+    enum code code = home_of(a, G, path, &c);
+    if (bytes)
+        printf("%15lld  %-20s ", (long long)G, bytes);
+    else
+        printf("%15s  %-20s ", "", "");
+    printf("%s: %s\n", code == OK ? ckpt_home_name(c.home) : bytes ? "none" : "no gguf", code == OK ? c.sentence : fail_text());
 }
 
 static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
@@ -84,11 +101,8 @@ static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
     printf("\n%s  %-20s %s\n", "key/value heads", "K/V cache per token", "home");
     for (int i = 0; i < n; i++) {
         format_bytes(bytes, (double)arch_kv_bytes_per_token(a, legal[i], a->dtype));
-        struct ckpt_choice c;
-        if (home_of(a, legal[i], &c) == OK)
-            printf("%15lld  %-20s %s: %s\n", (long long)legal[i], bytes, ckpt_home_name(c.home), c.sentence);
-        else
-            printf("%15lld  %-20s none: %s\n", (long long)legal[i], bytes, fail_text());
+        home_print(a, legal[i], DIRECTORY, bytes);
+        home_print(a, legal[i], GGUF, NULL);
     }
 }
 

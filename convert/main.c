@@ -7,8 +7,8 @@
 static const struct cli_flag flags[] = {
     FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; divides the source's, or is a multiple of them (heads are repeated). Without it only the format changes"),
     FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (.h5, or gqakit's own form)"),
-    FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own\n"
-         "                        modeling file; every head's own copy. auto (default) takes the first of these that is exact"),
+    FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own "
+         "modeling file; every head's own copy. auto (default) takes the first of these that is exact"),
     FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
     FLAG("--method", CLI_CHOICE, method, METHOD_NAMES, "how heads of a group become one: their mean (default), the first, or a fresh random one"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),

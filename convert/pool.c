@@ -111,16 +111,17 @@ enum code pool_tensor(const struct pool_job *job, struct pool_error *error)
     return OK;
 }
 
-enum code pool_repeat(const struct pool_job *job)
+enum code pool_repeat(const struct pool_job *job, int64_t *bad)
 {
     int64_t G0 = job->in->n[0] / job->D, repeat = job->out->n[0] / job->in->n[0];
-    int64_t per_row = (job->in->nd == 2 ? job->in->n[1] : 1) * (int64_t)dtype_bytes(job->in->dtype), step = (int64_t)job->buffer_bytes / per_row;
+    int64_t width = job->in->nd == 2 ? job->in->n[1] : 1, per_row = width * (int64_t)dtype_bytes(job->in->dtype), step = (int64_t)job->buffer_bytes / per_row;
     CHECK(step > 0 && job->out->n[0] == repeat * job->in->n[0]);
     step = step < job->D ? step : job->D;
     for (int64_t g = 0; g < G0; g++)
         for (int64_t row = 0; row < job->D; row += step) {
             int64_t rows = job->D - row < step ? job->D - row : step;
             TRY(ckpt_read(job->source, job->in, g * job->D + row, rows, job->buffer, DT_NONE));
+            *bad += (int64_t)count_nonfinite(job->buffer, job->in->dtype, (size_t)(rows * width));
             for (int64_t k = 0; k < repeat; k++)
                 TRY(ckpt_write(job->writer, job->out, (g * repeat + k) * job->D + row, rows, job->buffer, job->in->dtype));
         }

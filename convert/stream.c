@@ -36,6 +36,13 @@ static void *hash_files(void *arg)
 
 /* ---- copying ---- */
 
+static void warn_nonfinite(struct checkpoint *source, const struct ckpt_tensor *in, int64_t bad, struct outcome *result)
+{
+    if (bad)
+        log_warn("%s: tensor %s has %lld non-finite values; copied as they are", ckpt_path(source), in->source, (long long)bad);
+    result->nonfinite_copied += bad;
+}
+
 /* The buffer holds BLOCK_BYTES, or a row of the widest tensor if that is more. */
 static enum code copy_tensor(struct checkpoint *source, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out,
                              void *buffer, struct outcome *result)
@@ -51,9 +58,7 @@ static enum code copy_tensor(struct checkpoint *source, const struct ckpt_tensor
         bad += count_nonfinite(buffer, type, (size_t)(rows * width));
         TRY(ckpt_write(w, out, row, rows, buffer, type));
     }
-    if (bad)
-        log_warn("%s: tensor %s has %zu non-finite values; copied as they are", ckpt_path(source), in->source, bad);
-    result->nonfinite_copied += (int64_t)bad;
+    warn_nonfinite(source, in, (int64_t)bad, result);
     return OK;
 }
 
@@ -92,8 +97,12 @@ static enum code convert_heads(struct checkpoint *source, const struct plan *pla
     int keys = strstr(in->name, ".k.") != NULL;
     struct pool_job job = { source, in, w, out, in->n[0] / G0, P, (enum method)o->method, (uint64_t)o->seed, initializer_range(&plan->from),
                             NULL, buffer, buffer_bytes };
-    if (P == G0)
-        return pool_repeat(&job);
+    if (P == G0) {
+        int64_t bad = 0;
+        TRY(pool_repeat(&job, &bad));
+        warn_nonfinite(source, in, bad, result);
+        return OK;
+    }
     struct pool_error *e = NULL;
     if (in->pool == POOL_KV && in->nd == 2) {
         e = &result->layers[in->layer].error[!keys];
