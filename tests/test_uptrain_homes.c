@@ -72,8 +72,39 @@ static void what_only_h5_holds(void **state)
     free(h5);
 }
 
+/* The whole recipe by gqa-eval ablate, whose children choose the homes. */
+static void ablation(void **state)
+{
+    (void)state;
+    char text[2000], *yaml = temp_path("ablate.yaml"), *program = program_path("gqa-eval");
+    tokens_file();
+    temp_write("tokens.bin.json", "{\"dtype\": \"uint16\", \"vocab\": 40}", 32);
+    int n = snprintf(text, sizeof text,
+                     "name: homes\nmodel: {path: tests/golden/hf/gpt_neox-parallel}\noutput_dir: %s/ablation\n"
+                     "grid: {num_key_value_heads: [2, 1], method: [mean], uptrain_fraction: [0, 0.5]}\n"
+                     "uptrain:\n  data: {train: [%s/tokens.bin], validation: [%s/tokens.bin], format: raw, dtype: uint16}\n"
+                     "  sequence_len: 16\n  micro_batch_size: 4\n  original_tokens: 512\n  optimizer: {lr: 1.0e-3}\n"
+                     "evaluate: {data: [%s/tokens.bin], context: 16, limit: 200, decode: {batch: [1], context: [16], new: 2, repeats: 1}}\n"
+                     "margin: 0.5\nthreads: 1\n",
+                     temp_dir(), temp_dir(), temp_dir(), temp_dir());
+    temp_write("ablate.yaml", text, (size_t)n);
+    struct child c = child_run(ARGS(program, "ablate", yaml), NULL);
+    runs_expect(&c, 0, NULL);
+    char *path = temp_path("ablation/results.json");
+    json_t *j = NULL;
+    assert_ok(json_read_file(path, 1 << 22, &j));
+    const json_t *cells = json_object_get(j, "cells");
+    assert_int_equal(json_array_size(cells), 6);
+    for (size_t i = 0; i < 6; i++)
+        assert_string_equal(json_string_value(json_object_get(json_array_get(cells, i), "status")), "done");
+    json_decref(j);
+    free(path);
+    free(yaml);
+    free(program);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(families_without_groups), cmocka_unit_test(what_only_h5_holds)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(families_without_groups), cmocka_unit_test(what_only_h5_holds), cmocka_unit_test(ablation)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
