@@ -77,8 +77,8 @@ static json_int_t added_id(const json_t *vocab, json_t *seen, const char *text, 
     const json_t *known = json_object_get(vocab, text);
     known = json_is_integer(known) ? known : json_object_get(seen, text);
     json_int_t id = json_is_integer(known) ? json_integer_value(known) : *next;
-    json_int_t least = (json_int_t)json_object_size(vocab);
-    *next = *next > id ? *next : id >= least ? id + 1 : *next;
+    if (id >= *next && id < INT32_MAX)
+        *next = id + 1;
     json_object_set_new(seen, text, json_integer(id));
     return id;
 }
@@ -113,8 +113,8 @@ static int by_text(const void *a, const void *b, void *vocab)
     const struct gguf_vocab *v = vocab;
     int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
     int order = strcmp(v->text[x], v->text[y]);
-    if (!order) /* an added token before a plain one, then by id */
-        order = (v->type[x] == TOKEN_NORMAL) - (v->type[y] == TOKEN_NORMAL);
+    if (!order) /* an added token before a plain one before an unused one, then by id */
+        order = (v->type[x] == TOKEN_NORMAL) + 2 * (v->type[x] == TOKEN_UNUSED) - (v->type[y] == TOKEN_NORMAL) - 2 * (v->type[y] == TOKEN_UNUSED);
     return order ? order : (x > y) - (x < y);
 }
 
