@@ -23,8 +23,7 @@ void knorm_note(const struct arch *a, char *out, size_t n)
         [QK_NORM_NONE] = "",
         [QK_NORM_HEAD] = "the norm of the keys is kept and now acts on merged keys: they are not exactly the mean of the old ones",
         [QK_NORM_PER_HEAD] = "each merged head has the mean of its heads' key norms: an approximation",
-        [QK_NORM_FULL] = "the weights of the key norm were moved into the keys before merging, and the new norm has one constant per layer, "
-                         "estimated from the weights: an approximation"};
+        [QK_NORM_FULL] = "the weights of the key norm were moved into the keys before merging, the new norm has one constant per layer: an approximation"};
     snprintf(out, n, "%s%s%s", notes[a->qk_norm], *notes[a->qk_norm] && a->clip_qkv > 0 ? "; " : "",
              a->clip_qkv > 0 ? "keys and values are clipped after the merge instead of before it: the same only where nothing is clipped" : "");
 }

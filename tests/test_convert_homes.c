@@ -183,6 +183,36 @@ static void heads_are_repeated_and_merged_back(void **state)
     free(back);
 }
 
+/* GQA and MQA to MHA, in every layout a family has. */
+static void expansion_by_family(void **state)
+{
+    (void)state;
+    static const struct { const char *model, *family; } table[] = {
+        {GOLDEN("gpt_bigcode-mqa"), "gpt_bigcode"}, {GOLDEN("falcon-mqa"), "falcon"}, {GOLDEN("falcon-new-gqa"), "falcon"},
+        {GOLDEN("gemma-gqa"), "gemma"}, {GOLDEN("phi-gqa"), "phi"}, {GOLDEN("starcoder2-gqa"), "starcoder2"},
+        {GOLDEN("olmo2-gqa"), "olmo2"}, {GOLDEN("qwen3-gqa"), "qwen3"}, {GOLDEN("phi3-gqa-window"), "phi3"},
+        {GOLDEN("stablelm-qk-layernorm"), "stablelm"}, {GOLDEN("llama-wide-heads-gqa"), "llama"}};
+    char *mha = temp_path("mha-of");
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        struct checkpoint *ck = opened(table[i].model);
+        const struct arch_block *b = &ckpt_arch(ck)->stack[STACK_DEC].block[0];
+        char H[24];
+        snprintf(H, sizeof H, "%lld", (long long)b->H);
+        assert_true(b->G < b->H);
+        ckpt_close(ck);
+        CONVERT_OK(table[i].model, mha, "--kv-heads", H, "--force");
+        ck = opened(mha);
+        assert_string_equal(ckpt_arch(ck)->family, table[i].family);
+        assert_int_equal(ckpt_arch(ck)->stack[STACK_DEC].block[0].G, ckpt_arch(ck)->stack[STACK_DEC].block[0].H);
+        ckpt_close(ck);
+        double d = distance(table[i].model, mha);
+        if (!(d <= 1e-6))
+            print_error("%s: %g\n", table[i].model, d);
+        assert_true(d <= 1e-6);
+    }
+    free(mha);
+}
+
 /* ---- norms of keys ------------------------------------------------------------------------------------------------ */
 
 /* A model like `from`, in f32, whose K/V heads are equal two by two, and its key norm weights `gamma`. */
@@ -346,7 +376,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(homes_by_family),           cmocka_unit_test(homes_agree),
-        cmocka_unit_test(heads_are_repeated_and_merged_back), cmocka_unit_test(equal_heads_under_key_norms),
+        cmocka_unit_test(heads_are_repeated_and_merged_back), cmocka_unit_test(expansion_by_family), cmocka_unit_test(equal_heads_under_key_norms),
         cmocka_unit_test(constant_of_the_key_norm),  cmocka_unit_test(json_and_card),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
