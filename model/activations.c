@@ -1,6 +1,8 @@
 /* What a pass keeps and works in. Elements per layer and row for training: x, mid C each; qkv (H+2G)*D; o H*D; gate|up 2F; lse H;
- * two or four statistics (the last two kinds always f32). Norm outputs and the MLP's hidden are recomputed in backward: one cheap pass each over data that
- * backward reads anyway. With `recompute` a layer keeps x alone, without training not even that. */
+ * two or four statistics (the last two kinds always f32). Norm outputs and the MLP's hidden are recomputed in backward: one cheap pass
+ * each over data that backward reads anyway. With `recompute` a layer keeps x alone, without training not even that.
+ * By arch: parallel forms have no mid; norms at the end keep what they read (sub1, sub2, C each; those on sums no mid); norms of queries and
+ * keys keep the projection and their statistics, clipping the projection: (H+G)*D or (H+2G)*D more. */
 #include "parts.h"
 
 struct widths { int64_t raw, qkv, o, heads, groups, in; }; /* of one layer, or the largest of any */
@@ -172,8 +174,8 @@ void activations_carve(struct model *m)
     m->seg = arena_carve(a, i32);
     m->lens = arena_carve(a, (size_t)m->options.cache_B * sizeof(int32_t));
     m->step = arena_carve(a, (size_t)step_layout(m->options.cache_B, 8).count * sizeof(int32_t));
-    m->final_mean = norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
-    m->final_rstd = carve_f32(a, N);
+    m->final_mean = has_final_norm(&m->arch) && norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
+    m->final_rstd = has_final_norm(&m->arch) ? carve_f32(a, N) : NULL;
     m->embed_mean = m->arch.embed_norm && norm_has_mean(m->arch.norm) ? carve_f32(a, N) : NULL;
     m->embed_rstd = m->arch.embed_norm ? carve_f32(a, N) : NULL;
     m->logp = carve_f32(a, m->options.B * m->options.T);

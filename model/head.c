@@ -2,8 +2,6 @@
  * where the embedding has a width E of its own, hidden Wout^T. Shared by training, scoring and decode. */
 #include "parts.h"
 
-static int has_final_norm(const struct arch *a) { return a->norm_place != NORM_POST_RESIDUAL; }
-
 /* [rows,E] behind the input of the final norm in u, and its gradient behind that. */
 static struct view projected(const struct model *m, int64_t rows, int gradient)
 {

@@ -205,6 +205,7 @@ enum code head_forward_backward(struct model *m, const float *inv_count, double 
 
 static inline int64_t qkv_width(const struct arch_block *b) { return (b->H + 2 * b->G) * b->D; }
 static inline int64_t embed_width(const struct arch *a) { return a->embed_proj ? a->embed_proj : a->C; }
+static inline int has_final_norm(const struct arch *a) { return a->norm_place != NORM_POST_RESIDUAL; }
 static inline int is_parallel(const struct arch *a) { return a->residual != RESIDUAL_SEQUENTIAL; }
 /* 1 when q, k or v are not what the projection gives. */
 static inline int changes_qkv(const struct arch *a) { return a->qk_norm != QK_NORM_NONE || a->clip_qkv > 0.0; }

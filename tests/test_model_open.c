@@ -175,6 +175,10 @@ static void test_counts(void **state)
     assert_true(fabs(model_decode_bytes(&a, 1, 10, DT_BF16, DT_F32) - (2.0 * weights + 4.0 * 10 * kv)) <= 1e-6);
     a.stack[STACK_DEC].block[0].window = 4;
     assert_true(fabs(model_decode_bytes(&a, 1, 10, DT_BF16, DT_F32) - (2.0 * weights + 4.0 * (10 + 4) * kv / 2)) <= 1e-6);
+    a.embed_proj = 10; /* a narrow head, and two projections C x 10 */
+    double narrow = 2.0 * (1152 + 2 * 576 + 1152 + 3 * 480) + 37 * 10 + 2 * 24 * 10;
+    assert_true(fabs(model_decode_bytes(&a, 1, 10, DT_BF16, DT_F32) - (2.0 * narrow + 4.0 * (10 + 4) * kv / 2)) <= 1e-6);
+    a.embed_proj = 0;
     assert_true(model_train_flops_per_token(&a, 100) < 6.0 * (parameters + 37 * 24) + 3.5 * 2.0 * (2.0 * 48 * 100));
     arch_free(&a);
 }
