@@ -26,15 +26,16 @@ static enum code check_heads(const char *op, const char *name, struct view x, en
     return OK;
 }
 
-static enum code check_mask(const char *op, const struct attention_args *args, int64_t B, int64_t T, int64_t S)
+static enum code check_mask(const char *op, const struct attention_args *args, int64_t B, int64_t T, int64_t S, int64_t H)
 {
     const struct attention_mask *m = &args->mask;
-    if (m->dilation != NULL || m->global_index.p != NULL || m->alibi_slopes.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL)
-        return fail(ERR_UNSUPPORTED, "%s: the CUDA backend does causal masks, windows and packed documents; other masks and biases are not done", op);
+    if (m->dilation != NULL || m->global_index.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL)
+        return fail(ERR_UNSUPPORTED, "%s: the CUDA backend does causal masks, windows, packed documents and ALiBi; other masks and biases are not done", op);
     if (args->dropout.rate != 0)
         return fail(ERR_UNSUPPORTED, "%s: the CUDA backend has no dropout in attention", op);
     if ((m->seg_q.p == NULL) != (m->seg_k.p == NULL))
         return fail(ERR_UNSUPPORTED, "%s: document ids are given for one of queries and keys only", op);
+    TRY(cuda_check(op, "alibi_slopes", m->alibi_slopes, DT_F32, 1, H, -1, 1));
     TRY(cuda_check(op, "seg_q", m->seg_q, DT_I32, 2, B, T, 1));
     return cuda_check(op, "seg_k", m->seg_k, DT_I32, 2, B, S, 1);
 }
@@ -61,7 +62,7 @@ static enum code problem_make(attention_problem *p, const char *op, struct view 
     TRY(check_heads(op, "v", v, q.dtype, B, S, G, D));
     TRY(check_heads(op, "o", o, q.dtype, B, T, H, D));
     TRY(cuda_check(op, "lse", lse, DT_F32, 3, B, H, 0));
-    TRY(check_mask(op, args, B, T, S));
+    TRY(check_mask(op, args, B, T, S, H));
     if (T > INT32_MAX / 2 || S > INT32_MAX / 2 || args->mask.q_offset > INT32_MAX / 4 || args->mask.q_offset < -(INT32_MAX / 4))
         return fail(ERR_UNSUPPORTED, "%s: %lld queries and %lld keys; the CUDA backend takes up to 2^30", op, (long long)T, (long long)S);
     attention_problem r = {};
@@ -73,12 +74,17 @@ static enum code problem_make(attention_problem *p, const char *op, struct view 
     r.window_right = args->mask.window_right < 0 ? -1 : (int)least(args->mask.window_right, INT32_MAX / 4);
     r.seg_q = ptr<const int32_t>(args->mask.seg_q), r.seg_k = ptr<const int32_t>(args->mask.seg_k);
     r.seg_q_batch = args->mask.seg_q.s[0], r.seg_k_batch = args->mask.seg_k.s[0];
+    r.slopes = ptr<const float>(args->mask.alibi_slopes);
     r.scale = args->scale;
+    r.unscale = args->scale != 0 ? 1 / args->scale : 0;
     r.deterministic = args->deterministic;
     r.Tp = ceil_div(T, 128) * 128, r.Dp = tile_of(D);
     *p = r;
     return OK;
 }
+
+/* f32; and a bias of raw scores that would not be finite. */
+static bool plain_only(const attention_problem &p, enum dtype type) { return type == DT_F32 || (p.slopes != NULL && !(fabsf(p.scale) > 1e-20f)); }
 
 enum code cuda_attention_fwd(struct device *dev, struct view o, struct view lse, struct view q, struct view k, struct view v,
                              const struct attention_args *args, void *scratch)
@@ -88,8 +94,8 @@ enum code cuda_attention_fwd(struct device *dev, struct view o, struct view lse,
     TRY(problem_make(&p, "attention_fwd", o, lse, q, k, v, args));
     if (p.B * p.T == 0)
         return OK;
-    if (q.dtype == DT_F32)
-        return attention_fwd_plain(dev, p, DT_F32);
+    if (plain_only(p, q.dtype))
+        return attention_fwd_plain(dev, p, q.dtype);
     return dev->arch >= 90 ? attention_fwd_sm90(dev, p) : attention_fwd_sm80(dev, p);
 }
 
@@ -112,8 +118,8 @@ enum code cuda_attention_bwd(struct device *dev, struct view dq, struct view dk,
     p.delta = (float *)scratch;
     p.dq_sum = (float *)((char *)scratch + round_256((size_t)(p.B * p.H * p.Tp) * 4));
     TRY(attention_delta(dev, p, q.dtype));
-    if (q.dtype == DT_F32)
-        return attention_bwd_plain(dev, p, DT_F32);
+    if (plain_only(p, q.dtype))
+        return attention_bwd_plain(dev, p, q.dtype);
     return dev->arch >= 90 ? attention_bwd_sm90(dev, p) : attention_bwd_sm80(dev, p);
 }
 

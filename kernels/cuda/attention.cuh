@@ -2,6 +2,9 @@
  *   attention_*_plain   f32, ordinary arithmetic: checks, and any type on request of a test
  *   attention_*_sm80    bf16: mma.sync, ldmatrix, cp.async (FlashAttention-2, Dao 2023)
  *   attention_*_sm90    bf16: wgmma, TMA, mbarrier pipelines, warp specialisation (after FlashAttention-3, Shah et al. 2024)
+ * ALiBi is done by all three. The bf16 kernels add it to raw scores (times 1 / scale), because the scale is part of the exponential; packed
+ * rows are of several heads, so a slope belongs to a row. sm90, plain and dq_sm80 test p.slopes once per tile; the two others, which have no
+ * register to spare, are compiled twice.
  * attention.cu checks arguments and chooses. D is a multiple of 8 up to 256 for bf16 (tiles of 64, 96, 128, 256, the rest is zero).
  * Rows of q, k, v, o, dout, dq, dk, dv are 16-byte aligned in the bf16 kernels. */
 #ifndef GQAKIT_KERNELS_CUDA_ATTENTION_CUH
@@ -23,7 +26,9 @@ struct attention_problem {
     int causal, q_offset, window_left, window_right; /* windows < 0: none (attention_mask) */
     const int32_t *seg_q, *seg_k;             /* NULL: one document */
     int64_t seg_q_batch, seg_k_batch;
+    const float *slopes; /* ALiBi (attention_mask): f32 [H] in device memory; NULL: none */
     float scale;
+    float unscale; /* 1 / scale: makes a bias one of the raw scores q.k (bf16 kernels, which scale within the exponential) */
     int deterministic;
     /* Backward scratch, carved by attention.cu: rowsum(dO * O) f32 [B,H,Tp] and, when not deterministic, dQ's accumulator f32
      * [B,H,Tp,Dp] (attention_delta fills the one and zeroes the other); Tp = T rounded up to 128, Dp = D's tile (64, 96, 128, 256). */

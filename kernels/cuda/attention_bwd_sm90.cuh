@@ -71,6 +71,8 @@ __device__ __forceinline__ void bwd_consume(const attention_problem &p, const bw
         mbarrier_wait(bar.stats_full(stage), parity_of(step));
         if (t0 < all.seen.lo || t0 + M > all.seen.hi)
             mask_columns<M>(s, t0, row_queries);
+        if (p.slopes != NULL)
+            bias_queries<M>(s, p, h, tile.s0 + row, t0);
         probabilities<M>(s, stats, scale_log2);
         if (EARLY) {
             fragments_of<M>(a, s);

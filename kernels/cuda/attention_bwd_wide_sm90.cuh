@@ -55,6 +55,8 @@ __device__ __forceinline__ void bwd_consume_wide(const attention_problem &p, con
             wgmma_keep(s);
             if (first < all.seen.lo || first + 32 > all.seen.hi)
                 mask_columns<32>(s, first, row_queries);
+            if (p.slopes != NULL)
+                bias_queries<32>(s, p, h, tile.s0 + row, first);
             probabilities<32>(s, stats, scale_log2);
             fragments_of<32>(a, s);
             fragments_store<32, N>(pt, a, row, 4 * w);

@@ -125,6 +125,8 @@ template <int D> __device__ __forceinline__ void dq_consume(const attention_prob
         wgmma_keep(s);
         if (s0 < seen.lo || s0 + N > seen.hi)
             mask_columns<N>(s, s0, row_keys);
+        if (p.slopes != NULL)
+            bias_keys<N>(s, p, tile.h, tile.t0 + row, 0, s0);
 #pragma unroll
         for (int i = 0; i < N / 2; i++)
             s[i] = exp2_approx(fmaf(s[i], scale_log2, -lse[i >> 1 & 1]));

@@ -202,6 +202,8 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
             used++;
             if (s0 < seen.lo || s0 + N > seen.hi)
                 mask_columns<N>(s, s0, row_keys);
+            if (p.slopes != NULL)
+                bias_keys<N>(s, p, tile.h, row0 + row, order.pack, s0);
             softmax_step<N>(s, rows, factor, scale_log2);
             fragments_of<N>(a, s);
             if (s0 == first && lane == 0)
@@ -223,6 +225,8 @@ template <int D, int WGS, int N> __device__ __forceinline__ void fwd_consume(con
                 }
                 if (s0 < seen.lo || s0 + N > seen.hi)
                     mask_columns<N>(s, s0, row_keys);
+                if (p.slopes != NULL)
+                    bias_keys<N>(s, p, tile.h, row0 + row, order.pack, s0);
                 softmax_step<N>(s, rows, factor, scale_log2);
                 wgmma_wait<0>();
                 wgmma_keep(o);

@@ -1,5 +1,5 @@
 /* Attention in f32 with ordinary multiply-adds: the f32 mode, and the oracle for the fast kernels on a GPU. Reads f32 or bf16 of any
- * strides, any D up to 256, every mask of attention_visible.
+ * strides, any D up to 256, every mask of attention_visible, ALiBi.
  *
  * Forward (FlashAttention-2, Dao 2023, alg. 1): a block owns TILE packed query rows of one group (attention_plain.cuh) and visits
  * the K/V tiles they see; running maximum and sum per row, O in registers. K and V take turns in one buffer.
@@ -26,7 +26,6 @@ template <class T, int DT, int N> __global__ void __launch_bounds__(THREADS) fwd
     /* Rows that see most first: the last tiles of a causal mask. */
     const int m0 = (int)(gridDim.x - 1 - blockIdx.x) * TILE, g = blockIdx.y, b = blockIdx.z, tx = threadIdx.x & 15, ty = threadIdx.x >> 4;
     const int rows = p.T * p.R - m0 < TILE ? p.T * p.R - m0 : TILE, t0 = m0 / p.R, t1 = (m0 + rows - 1) / p.R + 1;
-    const float scale = p.scale * LOG2E;
     float top[N], sum[N], acc[N][DT / 16] = {};
     for (int i = 0; i < N; i++)
         top[i] = -INFINITY, sum[i] = 0;
@@ -44,12 +43,13 @@ template <class T, int DT, int N> __global__ void __launch_bounds__(THREADS) fwd
         load_tile<T, DT, TILE>(kv_tile, p.D, aligned, n_keys, [&](int r) { return row_of<const T>(p.k, b, s0 + r, g); });
         __syncthreads();
         dot_tile<DT, N>(s, q_tile, kv_tile, p.D);
+        scale_tile(s, p, g, m0, s0);
 #pragma unroll
         for (int i = 0; i < N; i++) {
             float high = top[i];
 #pragma unroll
             for (int j = 0; j < N; j++) {
-                s[i][j] = seen >> (4 * i + j) & 1 ? s[i][j] * scale : -INFINITY;
+                s[i][j] = seen >> (4 * i + j) & 1 ? s[i][j] : -INFINITY;
                 high = fmaxf(high, s[i][j]);
             }
 #pragma unroll
@@ -105,16 +105,17 @@ template <int N> __device__ __forceinline__ void load_stats(const attention_prob
 /* prob = P and ds = dS of TILE query rows and TILE keys; rows as in dot_tile. */
 template <int DT, int N>
 __device__ __forceinline__ void gradient_tile(const attention_problem &p, float (&prob)[N][N], float (&ds)[N][N], const float *q, const float *dout,
-                                              const float *k, const float *v, const float (&lse)[N], const float (&delta)[N], uint32_t seen)
+                                              const float *k, const float *v, const float (&lse)[N], const float (&delta)[N], uint32_t seen, int g,
+                                              int m0, int s0)
 {
-    const float scale = p.scale * LOG2E;
     dot_tile<DT, N>(prob, q, k, p.D);
+    scale_tile(prob, p, g, m0, s0);
     dot_tile<DT, N>(ds, dout, v, p.D);
 #pragma unroll
     for (int i = 0; i < N; i++)
 #pragma unroll
         for (int j = 0; j < N; j++) {
-            prob[i][j] = seen >> (4 * i + j) & 1 ? exp2_approx(prob[i][j] * scale - lse[i]) : 0.0f;
+            prob[i][j] = seen >> (4 * i + j) & 1 ? exp2_approx(prob[i][j] - lse[i]) : 0.0f;
             ds[i][j] = prob[i][j] * (ds[i][j] - delta[i]);
         }
 }
@@ -143,7 +144,7 @@ template <class T, int DT, int N> __global__ void __launch_bounds__(THREADS) dq_
         load_tile<T, DT, TILE>(v_tile, p.D, aligned, n_keys, [&](int r) { return row_of<const T>(p.v, b, s0 + r, g); });
         __syncthreads();
         gradient_tile<DT, N>(p, prob, ds, q_tile, dout_tile, k_tile, v_tile, lse, delta,
-                             seen_keys<N>(p, meeting, b, m0, rows, s0, n_keys));
+                             seen_keys<N>(p, meeting, b, m0, rows, s0, n_keys), g, m0, s0);
 #pragma unroll
         for (int i = 0; i < N; i++)
 #pragma unroll
@@ -182,7 +183,7 @@ template <class T, int DT, int N> __global__ void __launch_bounds__(THREADS) dkv
         load_tile<T, DT, TILE>(dout_tile, p.D, aligned, rows, [&](int r) { return packed_row<const T>(p, p.dout, b, g, m0 + r); });
         __syncthreads();
         gradient_tile<DT, N>(p, prob, ds, q_tile, dout_tile, k_tile, v_tile, lse, delta,
-                             seen_keys<N>(p, meeting, b, m0, rows, s0, n_keys));
+                             seen_keys<N>(p, meeting, b, m0, rows, s0, n_keys), g, m0, s0);
         /* Transposed: the keys are the rows from here on. */
 #pragma unroll
         for (int i = 0; i < N; i++)

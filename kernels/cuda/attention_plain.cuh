@@ -172,6 +172,27 @@ __device__ __forceinline__ uint32_t seen_keys(const attention_problem &p, enum m
     return bits;
 }
 
+/* Products of rows m0 + .. of group g and keys s0 + .. (as in dot_tile) become scores in base 2, ALiBi included. */
+template <int N> __device__ __forceinline__ void scale_tile(float (&s)[N][N], const attention_problem &p, int g, int m0, int s0)
+{
+    const float scale = p.scale * LOG2E;
+#pragma unroll
+    for (int i = 0; i < N; i++)
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            s[i][j] *= scale;
+    if (p.slopes == NULL)
+        return;
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        const int m = m0 + (int)(threadIdx.x >> 4) * N + i, t = m / p.R;
+        const float slope = p.slopes[g * p.R + m - t * p.R] * LOG2E, first = (float)(s0 + (int)(threadIdx.x & 15) - t - p.q_offset);
+#pragma unroll
+        for (int j = 0; j < N; j++)
+            s[i][j] += slope * (first + (float)(16 * j));
+    }
+}
+
 } // namespace
 } // namespace CUDA_NS
 #endif

@@ -26,7 +26,7 @@ template <int W, int ROWS_, int GROUPS, int SPLIT, int STAGES> struct bwd_shape 
     static const int ROWS = ROWS_, KEYS = 16 * GROUPS, WARPS = GROUPS * SPLIT, THREADS = WARPS * 32;
     static const int TILE = ROWS * W * 2, K = 0, V = K + KEYS * W * 2, Q = V + KEYS * W * 2, DOUT = Q + STAGES * TILE;
     static const int DS = DOUT + STAGES * TILE, P = DS + KEYS * ROWS * 2; /* P' only with SPLIT 2 */
-    static const int INFO = P + (SPLIT > 1 ? KEYS * ROWS * 2 : 0), BYTES = INFO + ROWS * 16;
+    static const int INFO = P + (SPLIT > 1 ? KEYS * ROWS * 2 : 0), BYTES = INFO + (int)sizeof(rows_info<ROWS>);
     /* dQ: a warp takes 32 rows and COLUMNS columns, which begin where the exchange of chunks repeats or divide its period. */
     static const int ROW_WARPS = ROWS / 32, COLUMNS = W / (WARPS / ROW_WARPS);
     static_assert(COLUMNS * (WARPS / ROW_WARPS) == W && COLUMNS % 16 == 0 && (COLUMNS & (COLUMNS - 1)) == 0, "dQ is not shared out evenly");
@@ -67,7 +67,7 @@ template <class shape, int W> __device__ __forceinline__ void dq_add(const bwd_p
 }
 
 /* KEPT: the fragments of K and V stay in registers. */
-template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT, int WITH_DQ>
+template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT, int WITH_DQ, int ALIBI>
 __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 2) bwd_k(bwd_params f)
 {
     using shape = bwd_shape<W, ROWS, GROUPS, SPLIT, STAGES>;
@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
         tile_load_packed<W, ROWS, THREADS>(at + shape::DOUT, dout, p.dout, f.by_r, p.R, g, begin, end, p.D);
         cp_async_commit();
         if ((int)threadIdx.x < ROWS)
-            row_info_put(info, row_info_load(f, b, g, begin + (int)threadIdx.x, end));
+            row_info_put<ALIBI>(info, row_info_load<ALIBI>(f, b, g, begin + (int)threadIdx.x, end));
     }
     const uint32_t k_at = fragment_by_rows<W>(at + shape::K + own * W * 2), v_at = fragment_by_rows<W>(at + shape::V + own * W * 2);
     uint32_t k_kept[KEPT ? W / 16 : 1][1][4], v_kept[KEPT ? W / 16 : 1][1][4];
@@ -129,6 +129,8 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
             product_rows_kept<W>(s, k_kept, q_rows);
         else
             product_rows<W>(s, k_at, q_rows);
+        if (ALIBI)
+            scores_bias_rows(s, info, part_row, s0 - p.q_offset + own + (int)(threadIdx.x >> 2 & 7));
         scores_exp(s, info, part_row, f.scale2, hidden);
         if (KEPT)
             product_rows_kept<W>(dp, v_kept, dout_rows);
@@ -179,11 +181,11 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
         }
         row_info more = {};
         if ((int)threadIdx.x < ROWS)
-            more = row_info_load(f, b, g, next + (int)threadIdx.x, end);
+            more = row_info_load<ALIBI>(f, b, g, next + (int)threadIdx.x, end);
         if (WITH_DQ)
             dq_add<shape, W>(f, address_again(at), b, g, n, end);
         if ((int)threadIdx.x < ROWS)
-            row_info_put(info, more);
+            row_info_put<ALIBI>(info, more);
         if (STAGES == 2)
             stage ^= shape::TILE;
     }
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(GROUPS * SPLIT * 32, GROUPS * SPLIT > 4 ? 1 : 
     }
 }
 
-template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT> enum code bwd_launch(struct device *dev, const attention_problem &p)
+template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT, int ALIBI> enum code bwd_launch(struct device *dev, const attention_problem &p)
 {
     using shape = bwd_shape<W, ROWS, GROUPS, SPLIT, STAGES>;
     bwd_params f = {};
@@ -224,20 +226,20 @@ template <int W, int ROWS, int GROUPS, int SPLIT, int STAGES, int KEPT> enum cod
     if (blocks == 0)
         return OK;
     if (p.deterministic)
-        return LAUNCH(dev, (bwd_k<W, ROWS, GROUPS, SPLIT, STAGES, KEPT, 0>), grid, block, shape::BYTES, f);
-    return LAUNCH(dev, (bwd_k<W, ROWS, GROUPS, SPLIT, STAGES, KEPT, 1>), grid, block, shape::BYTES, f);
+        return LAUNCH(dev, (bwd_k<W, ROWS, GROUPS, SPLIT, STAGES, KEPT, 0, ALIBI>), grid, block, shape::BYTES, f);
+    return LAUNCH(dev, (bwd_k<W, ROWS, GROUPS, SPLIT, STAGES, KEPT, 1, ALIBI>), grid, block, shape::BYTES, f);
 }
 
 /* By head width, and for 128 by shared memory: 163 KB per block (A100) or 99 KB (sm_86, sm_89). */
-enum code bwd_choose(struct device *dev, const attention_problem &p)
+template <int ALIBI> enum code bwd_choose(struct device *dev, const attention_problem &p)
 {
     if (p.Dp == 64)
-        return bwd_launch<64, 64, 8, 1, 2, 1>(dev, p);
+        return bwd_launch<64, 64, 8, 1, 2, 1, ALIBI>(dev, p);
     if (p.Dp == 96)
-        return bwd_launch<96, 64, 6, 1, 2, 0>(dev, p);
+        return bwd_launch<96, 64, 6, 1, 2, 0, ALIBI>(dev, p);
     if (p.Dp == 128)
-        return dev->smem_max >= (size_t)148 * 1024 ? bwd_launch<128, 64, 8, 1, 2, 0>(dev, p) : bwd_launch<128, 32, 8, 1, 1, 0>(dev, p);
-    return bwd_launch<256, 32, 2, 2, 1, 0>(dev, p);
+        return dev->smem_max >= (size_t)148 * 1024 ? bwd_launch<128, 64, 8, 1, 2, 0, ALIBI>(dev, p) : bwd_launch<128, 32, 8, 1, 1, 0, ALIBI>(dev, p);
+    return bwd_launch<256, 32, 2, 2, 1, 0, ALIBI>(dev, p);
 }
 
 } // namespace
@@ -246,7 +248,7 @@ enum code attention_bwd_sm80(struct device *dev, const attention_problem &p)
 {
     if ((int64_t)p.T * p.R > INT32_MAX / 2)
         return fail(ERR_UNSUPPORTED, "attention_bwd: %d queries of %d heads per key/value head; the CUDA backend takes up to 2^30 rows", p.T, p.R);
-    TRY(bwd_choose(dev, p));
+    TRY(p.slopes != NULL ? bwd_choose<1>(dev, p) : bwd_choose<0>(dev, p));
     return p.deterministic ? attention_bwd_dq_sm80(dev, p) : attention_dq_store(dev, p);
 }
 

@@ -20,32 +20,35 @@ struct bwd_params {
 /* What the rows of a tile need beside Q and dO. Rows that do not exist, and those that see no key: lse2 = inf makes P 0; t = -1 is
  * seen by no key. */
 template <int ROWS> struct rows_info {
-    float lse2[ROWS], delta[ROWS];
+    float lse2[ROWS], delta[ROWS], slope[ROWS]; /* slope: of raw scores, ALiBi's */
     int t[ROWS], seg[ROWS];
 };
 struct row_info {
-    float lse2, delta;
+    float lse2, delta, slope;
     int t, seg;
 };
 
-__device__ __forceinline__ row_info row_info_load(const bwd_params &f, int b, int g, int n, int end)
+template <int ALIBI> __device__ __forceinline__ row_info row_info_load(const bwd_params &f, int b, int g, int n, int end)
 {
     const attention_problem &p = f.p;
-    row_info r = {INFINITY, 0.0f, -1, 0};
+    row_info r = {INFINITY, 0.0f, 0.0f, -1, 0};
     if (n < end) {
         const packed_row w = packed_row_of(f.by_r, p.R, g, n);
         const float lse = p.lse[b * p.lse_batch + w.h * p.lse_head + w.t];
         r.lse2 = lse == -INFINITY ? INFINITY : lse * 1.4426950408889634f;
         r.delta = p.delta[((int64_t)b * p.H + w.h) * p.Tp + w.t];
+        r.slope = ALIBI ? p.slopes[w.h] * p.unscale : 0.0f;
         r.t = w.t;
         r.seg = p.seg_q != NULL ? p.seg_q[b * p.seg_q_batch + w.t] : 0;
     }
     return r;
 }
-template <int ROWS> __device__ __forceinline__ void row_info_put(rows_info<ROWS> *info, const row_info &r)
+template <int ALIBI, int ROWS> __device__ __forceinline__ void row_info_put(rows_info<ROWS> *info, const row_info &r)
 {
     info->lse2[threadIdx.x] = r.lse2;
     info->delta[threadIdx.x] = r.delta;
+    if (ALIBI)
+        info->slope[threadIdx.x] = r.slope;
     info->t[threadIdx.x] = r.t;
     info->seg[threadIdx.x] = r.seg;
 }
@@ -73,6 +76,21 @@ __device__ __forceinline__ uint32_t scores_hidden(const rows_info<ROWS> *info, i
             }
     }
     return hidden;
+}
+/* ALiBi on raw scores; at: the query position that sees this lane's first key at distance 0. */
+template <int N, int ROWS>
+__device__ __forceinline__ void scores_bias_rows(float (&s)[1][N][4], const rows_info<ROWS> *info, int first, int at)
+{
+    const int column = first + (threadIdx.x & 3) * 2;
+#pragma unroll
+    for (int j = 0; j < N; j++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            const int row = column + 8 * j + e;
+            const float slope = info->slope[row], distance = (float)(at - info->t[row]);
+            s[0][j][e] = fmaf(slope, distance, s[0][j][e]);
+            s[0][j][2 + e] = fmaf(slope, distance + 8.0f, s[0][j][2 + e]);
+        }
 }
 /* Scores become P'. */
 template <int N, int ROWS>

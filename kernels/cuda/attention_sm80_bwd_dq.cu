@@ -88,6 +88,8 @@ template <int W, int KEYS, int KEPT> __global__ void __launch_bounds__(THREADS, 
             product_rows<W>(s, q_at, k_at);
             product_rows<W>(dp, dout_at, v_at);
         }
+        if (p.slopes != NULL)
+            scores_bias(s, p, f.by_r, g, n0 + own, s0, p.unscale);
 #pragma unroll
         for (int j = 0; j < N; j++)
 #pragma unroll

@@ -87,7 +87,8 @@ __device__ __forceinline__ void softmax_step(softmax_rows<M> &row, float (&s)[M]
 }
 
 /* IN_REGISTERS: Q's fragments are read once and kept. */
-template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> __global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
+template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS, int ALIBI>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS) fwd_k(fwd_params f)
 {
     using shape = fwd_shape<W, M, KEYS, WARPS>;
     const int THREADS = WARPS * 32, N = KEYS / 8, ON = W / 8;
@@ -142,6 +143,8 @@ template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> __glo
         cp_async_commit();
         if (s0 < keys.inner_lo || s0 + KEYS > keys.inner_hi || f.sign != 1.0f)
             scores_mask(s, p, f.by_r, b, n0 + own, s0, f.sign, -INFINITY);
+        if (ALIBI)
+            scores_bias(s, p, f.by_r, g, n0 + own, s0, fabsf(p.unscale));
         const uint32_t v_now = address_again(v_at);
         softmax_step(row, s, o, f.scale2, f.grown);
 #pragma unroll
@@ -186,7 +189,7 @@ template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> __glo
     }
 }
 
-template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> enum code fwd_launch(struct device *dev, const attention_problem &p)
+template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS, int ALIBI = 0> enum code fwd_launch(struct device *dev, const attention_problem &p)
 {
     using shape = fwd_shape<W, M, KEYS, WARPS>;
     const float scale2 = fabsf(p.scale) * 1.4426950408889634f;
@@ -203,7 +206,17 @@ template <int W, int M, int KEYS, int WARPS, int IN_REGISTERS, int BLOCKS> enum 
     if (dev->smem_max < (size_t)shape::BYTES)
         return fail(ERR_UNSUPPORTED, "attention_fwd: heads of %d need %d bytes of shared memory per block, this GPU gives %zu", p.D, shape::BYTES,
                     dev->smem_max);
-    return LAUNCH(dev, (fwd_k<W, M, KEYS, WARPS, IN_REGISTERS, BLOCKS>), dim3((unsigned)blocks), dim3(WARPS * 32), shape::BYTES, f);
+    return LAUNCH(dev, (fwd_k<W, M, KEYS, WARPS, IN_REGISTERS, BLOCKS, ALIBI>), dim3((unsigned)blocks), dim3(WARPS * 32), shape::BYTES, f);
+}
+
+/* With ALiBi, whose distances need registers: tiles of fewer keys, of one kind for each width. */
+enum code fwd_choose_alibi(struct device *dev, const attention_problem &p)
+{
+    if (p.Dp == 64)
+        return fwd_launch<64, 2, 64, 4, 1, 2, 1>(dev, p);
+    if (p.Dp == 96)
+        return fwd_launch<96, 2, 48, 4, 0, 2, 1>(dev, p);
+    return p.Dp == 128 ? fwd_launch<128, 2, 32, 4, 0, 2, 1>(dev, p) : fwd_launch<256, 1, 32, 8, 0, 1, 1>(dev, p);
 }
 
 } // namespace
@@ -214,6 +227,8 @@ enum code attention_fwd_sm80(struct device *dev, const attention_problem &p)
 {
     if ((int64_t)p.T * p.R > INT32_MAX / 2)
         return fail(ERR_UNSUPPORTED, "attention_fwd: %d queries of %d heads per key/value head; the CUDA backend takes up to 2^30 rows", p.T, p.R);
+    if (p.slopes != NULL)
+        return fwd_choose_alibi(dev, p);
     const int wide = dev->smem_max >= (size_t)128 * 1024;
     if (p.Dp == 64)
         return fwd_launch<64, 2, 64, 4, 1, 2>(dev, p);

@@ -96,5 +96,24 @@ __device__ __forceinline__ void scores_mask(float (&s)[M][N][4], const attention
         }
 }
 
+/* ALiBi on raw scores s[M][N] of packed rows n + 16 i + .. of group g and keys s0 + 8 j + ..; the rows' heads differ. */
+template <int M, int N>
+__device__ __forceinline__ void scores_bias(float (&s)[M][N][4], const attention_problem &p, divider by_r, int g, int n, int s0, float unscale)
+{
+    const int lane = threadIdx.x & 31, column = (lane & 3) * 2;
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const packed_row w = packed_row_of(by_r, p.R, g, n + 16 * i + 8 * half + (lane >> 2));
+            const float slope = p.slopes[w.h] * unscale, first = (float)(s0 + column - w.t - p.q_offset);
+#pragma unroll
+            for (int j = 0; j < N; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    s[i][j][2 * half + e] = fmaf(slope, first + (float)(8 * j + e), s[i][j][2 * half + e]);
+        }
+}
+
 } // namespace CUDA_NS
 #endif

@@ -238,6 +238,34 @@ template <int N> __device__ __forceinline__ void mask_columns(float (&s)[N / 2],
     }
 }
 
+/* ALiBi on a warp's 16 rows of raw scores: row r (g, g + 8) gets slope[r] times its distance, which is distance[r] in the lane's first column
+ * and grows with the column. */
+template <int N> __device__ __forceinline__ void bias_columns(float (&s)[N / 2], const float (&slope)[2], const float (&distance)[2])
+{
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+#pragma unroll
+        for (int j = 0; j < N / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 2; e++)
+                s[4 * j + 2 * r + e] = fmaf(slope[r], distance[r] + (float)(8 * j + e), s[4 * j + 2 * r + e]);
+}
+/* The same where rows are queries, from packed row `row` (2^pack heads from h on) of the warp, and columns keys from c0 on ... */
+template <int N> __device__ __forceinline__ void bias_keys(float (&s)[N / 2], const attention_problem &p, int h, int row, int pack, int c0)
+{
+    const int lane = threadIdx.x & 31, i = row + (lane >> 2), c = c0 + 2 * (lane & 3) - p.q_offset, mask = (1 << pack) - 1;
+    const float slope[2] = {p.slopes[h + (i & mask)] * p.unscale, p.slopes[h + ((i + 8) & mask)] * p.unscale};
+    const float distance[2] = {(float)(c - (i >> pack)), (float)(c - ((i + 8) >> pack))};
+    bias_columns<N>(s, slope, distance);
+}
+/* ... and where rows are keys, and columns queries of head h from c0 on. */
+template <int N> __device__ __forceinline__ void bias_queries(float (&s)[N / 2], const attention_problem &p, int h, int row, int c0)
+{
+    const int lane = threadIdx.x & 31, c = c0 + 2 * (lane & 3) + p.q_offset - row - (lane >> 2);
+    const float x = -p.slopes[h] * p.unscale, slope[2] = {x, x}, distance[2] = {(float)c, (float)(c - 8)};
+    bias_columns<N>(s, slope, distance);
+}
+
 /* ---- rings of stages: the i-th tile lies in stage i % STAGES and completes this phase of the stage's barriers ---- */
 
 const int STAGES = 2;

@@ -198,15 +198,17 @@ enum code cuda_attention_decode(struct device *dev, struct view o, struct view q
     TRY(check_cache(op, cache, lens));
     TRY(check_rows(op, "q", q, q.dtype, B, Tq, H, D));
     TRY(check_rows(op, "o", o, q.dtype, B, Tq, H, D));
-    if (!m->causal || m->dilation != NULL || m->global_index.p != NULL || m->alibi_slopes.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL ||
+    if (!m->causal || m->dilation != NULL || m->global_index.p != NULL || m->rel_bias.p != NULL || m->blocks != NULL ||
         m->seg_q.p != NULL || args->dropout.rate != 0)
-        return fail(ERR_UNSUPPORTED, "%s: the CUDA backend decodes causally with an optional window; other masks, biases and dropout are not done", op);
+        return fail(ERR_UNSUPPORTED, "%s: the CUDA backend decodes causally with an optional window and ALiBi; other masks, biases and dropout are not done", op);
+    TRY(cuda_check(op, "alibi_slopes", m->alibi_slopes, DT_F32, 1, H, -1, 1));
     if (B == 0 || cache->S == 0)
         return OK;
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
     const int rows = (int)(H / G * Tq), with_mma = cache->dtype == DT_BF16 && q.dtype == DT_BF16;
     int row_tile;
-    const size_t bytes = with_mma ? decode_mma_bytes(D, rows, &row_tile) : decode_vector_bytes(D, rows, &row_tile);
+    const size_t bytes = with_mma ? decode_mma_bytes(D, rows, &row_tile)
+                                  : decode_vector_bytes(D, m->alibi_slopes.p != NULL ? 1 : rows, &row_tile); /* four rows have no registers for ALiBi */
     const int64_t row_blocks = ceil_div(rows, row_tile), limit = splits_limit(dev, B, cache->S);
     const int block_rows = (int)least(rows, row_tile);
     const size_t half = tensor_bytes(B, G, cache->S, D, cache->dtype);
@@ -218,6 +220,7 @@ enum code cuda_attention_decode(struct device *dev, struct view o, struct view q
     p.B = (int)B, p.G = (int)G, p.S = (int)cache->S, p.H = (int)H, p.R = (int)(H / G), p.Tq = (int)Tq, p.D = (int)D, p.W = (int)row_width(D);
     p.q_bf16 = q.dtype == DT_BF16;
     p.scale = args->scale;
+    p.slopes = ptr<const float>(m->alibi_slopes);
     p.window = m->window_left < 0 ? -1 : (int)least(m->window_left, INT32_MAX / 4);
     p.splits = splits > 0 ? (int)least(splits, limit)
                           : choose_splits(B * G * row_blocks, dev->sm_count * (2 * bytes <= dev->smem_max ? 2 : 1), cache->S, limit, block_rows);

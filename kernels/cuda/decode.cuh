@@ -6,7 +6,7 @@
  *
  * The R * Tq query rows of a group are packed: row n is query n / R of head g * R + n % R. A block takes up to row_tile of them and
  * one split of the positions that they see; a split is a share of the actual length, so splits are even whatever the capacity.
- * Result of a split and a row: m = max of scale log2(e) q.k, l = sum 2^(score - m), o = sum 2^(score - m) v. Results are merged in
+ * Result of a split and a row: m = max of the scores (scale q.k, and ALiBi) times log2(e), l = sum 2^(score - m), o = sum 2^(score - m) v. Results are merged in
  * split order: by the last block of the rows to finish when that is little work, else by a kernel of its own. */
 #ifndef GQAKIT_KERNELS_CUDA_DECODE_CUH
 #define GQAKIT_KERNELS_CUDA_DECODE_CUH
@@ -24,7 +24,8 @@ struct decode_problem {
     int B, G, S, H, R, Tq, D, W;
     int q_bf16; /* q and o are bf16, else f32 */
     float scale;
-    int window; /* < 0: none */
+    int window;          /* < 0: none */
+    const float *slopes; /* ALiBi, f32 [H]; NULL: none */
     int splits, row_tile;
     float *part_o;     /* [B*G*R*Tq, splits, W] */
     float2 *part_ml;   /* [B*G*R*Tq, splits] */

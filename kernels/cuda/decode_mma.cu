@@ -50,8 +50,8 @@ __device__ __forceinline__ void stage_fill(const decode_problem &p, const decode
 
 /* One stage: scores, new maxima, P, O. edge: some row may not see some of the keys. */
 template <int DT, int MT>
-__device__ __forceinline__ void stage_work(const decode_problem &p, const decode_range &range, state<DT, MT> &own, const bf16 *stage, const bf16 *q, int n0,
-                                           int s0)
+__device__ __forceinline__ void stage_work(const decode_problem &p, const decode_range &range, state<DT, MT> &own, const bf16 *stage, const bf16 *q, int group,
+                                           int n0, int s0)
 {
     const int KEYS = shape<DT>::KEYS, LD = shape<DT>::LD, lane = threadIdx.x & 31, quarter = lane >> 3, g = lane >> 2, t = lane & 3;
     float s[MT][KEYS / 8][4] = {};
@@ -85,14 +85,26 @@ __device__ __forceinline__ void stage_work(const decode_problem &p, const decode
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             float high = own.m[i][h];
-            const int at = edge ? range.len + (n0 + 16 * i + 8 * h + g) / p.R : 0;
+            const int n = n0 + 16 * i + 8 * h + g, at = edge || p.slopes != NULL ? range.len + n / p.R : 0;
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 2; e++)
+                    s[i][j][2 * h + e] *= scale;
+            if (p.slopes != NULL) {
+                const float slope = p.slopes[group * p.R + n % p.R] * LOG2E, first = (float)(s0 + 2 * t - at);
+#pragma unroll
+                for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                    for (int e = 0; e < 2; e++)
+                        s[i][j][2 * h + e] = fmaf(slope, first + (float)(8 * j + e), s[i][j][2 * h + e]);
+            }
 #pragma unroll
             for (int j = 0; j < KEYS / 8; j++)
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float &x = s[i][j][2 * h + e];
                     const int key = s0 + 8 * j + 2 * t + e;
-                    x *= scale;
                     if (edge && (key >= range.hi || key > at || (p.window >= 0 && key < at - p.window)))
                         x = -INFINITY;
                     high = fmaxf(high, x);
@@ -215,7 +227,7 @@ template <int DT, int MT> __global__ void __launch_bounds__(32 * WARPS, DT == 25
         if (unit + (Z::STAGES - 1) * WARPS < range.to)
             stage_fill<DT>(p, range, ring + free_stage * Z::STAGE, k, v, unit + (Z::STAGES - 1) * WARPS);
         cp_async_commit();
-        stage_work<DT, MT>(p, range, own, ring + at * Z::STAGE, q, n0, range.lo + unit * Z::KEYS);
+        stage_work<DT, MT>(p, range, own, ring + at * Z::STAGE, q, g, n0, range.lo + unit * Z::KEYS);
         at = at + 1 == Z::STAGES ? 0 : at + 1;
     }
     cp_async_wait<0>();

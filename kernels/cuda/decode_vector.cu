@@ -64,8 +64,16 @@ template <class C, int NR> __global__ void __launch_bounds__(THREADS, 2) decode_
                 for (int i = lanes / 2; i > 0; i >>= 1)
                     sum += __shfl_xor_sync(0xffffffffu, sum, i);
                 score[u] = s < to && s <= at && (p.window < 0 || s >= at - p.window) ? sum * (p.scale * LOG2E) : -INFINITY;
-                high = fmaxf(high, score[u]);
             }
+            if (NR == 1 && p.slopes != NULL) {
+                const float slope = p.slopes[g * p.R + n0 % p.R] * LOG2E;
+#pragma unroll
+                for (int u = 0; u < AHEAD; u++)
+                    score[u] += slope * (float)(s0 + u * groups + group - at);
+            }
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++)
+                high = fmaxf(high, score[u]);
             const float base = high == -INFINITY ? 0.0f : high, shrink = exp2_approx(m[r] - base);
             m[r] = high;
             l[r] *= shrink;

@@ -131,6 +131,8 @@ static void plain_row(const struct ref_attention *a, enum dtype type, double *co
     for (int64_t s = 0; s < a->S; s++) {
         const int64_t k_at = ((b * a->S + s) * a->G + g) * D;
         p[s] = ref_attention_visible(a, b, t, s) ? (float)a->scale * dot_f32(x[Q] + q_at, x[K] + k_at, D) : -HUGE_VALF;
+        if (a->slopes != NULL)
+            p[s] += a->slopes[h] * (float)(s - t - a->q_offset);
         top = fmaxf(top, p[s]);
     }
     for (int64_t s = 0; s < a->S; s++)
@@ -188,6 +190,7 @@ struct run {
     struct attention_args args;
     double *x[TENSORS], *truth[TENSORS], *plain[TENSORS], *got[TENSORS], *lse;
     int32_t *seg_q, *seg_k;
+    float slopes[32];
     struct view in[TENSORS], o_buffer[TENSORS], lse_view;
     char title[160];
     enum dtype type;
@@ -233,6 +236,15 @@ static void run_open(struct run *r, const struct attention_device_case *c, enum 
         r->args.mask.seg_q = case_upload_i32(r->seg_q, 2, (int64_t[]){c->B, c->T});
         r->args.mask.seg_k = case_upload_i32(r->seg_k, 2, (int64_t[]){c->B, c->S});
     }
+    if (c->alibi) {
+        double *slopes = room(c->H, sizeof(double));
+        for (int h = 0; h < c->H; h++)
+            slopes[h] = c->alibi == 1 ? exp2(-8.0 * (h + 1) / c->H) : (h % 2 ? -0.05 : 0.15) * (h + 1);
+        r->args.mask.alibi_slopes = case_upload(slopes, DT_F32, 1, (int64_t[]){c->H});
+        for (int h = 0; h < c->H; h++)
+            r->slopes[h] = (float)slopes[h];
+        free(slopes);
+    }
     layout_upload(&r->layout, r->in, r->x, type);
     r->a = (struct ref_attention){.B = c->B,
                                   .T = c->T,
@@ -246,7 +258,8 @@ static void run_open(struct run *r, const struct attention_device_case *c, enum 
                                   .window_left = c->window_left,
                                   .window_right = c->window_right,
                                   .seg_q = r->seg_q,
-                                  .seg_k = r->seg_k};
+                                  .seg_k = r->seg_k,
+                                  .slopes = c->alibi ? r->slopes : NULL};
     r->lse = room((int64_t)c->B * c->H * c->T, sizeof(double));
     ref_attention_fwd(&r->a, r->truth[O], r->lse, r->x[Q], r->x[K], r->x[V]);
 }

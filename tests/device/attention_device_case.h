@@ -15,6 +15,7 @@ struct attention_device_case {
     int causal, q_offset, window_left, window_right; /* windows < 0: none */
     int documents, boundary;                         /* documents 0: none; else the first ends at key `boundary`, the others share the rest evenly */
     int strided; /* 1: q, k, v in one buffer of rows when T == S (else k and v in one), with gaps between and after the heads */
+    int alibi;   /* 1: slopes of Press et al. 2022; 2: steep ones of both signs */
     int sharp;   /* 1: large scores, and larger ones for later keys, so that the running maximum moves in every tile */
 };
 

@@ -40,6 +40,20 @@ static const struct attention_device_case short_cases[] = {
     {"edge to the right", 1, 140, 150, 1, 1, 64, .causal = 0, .window_left = 63, .window_right = 63},
     {"edge to the right", 1, 140, 260, 1, 1, 64, .causal = 0, .window_left = -1, .window_right = 126},
     {"documents and window", 1, 140, 140, 2, 1, 80, .causal = 1, .window_left = 70, .window_right = -1, .documents = 3, .boundary = 50},
+    {"alibi", 2, 33, 33, 6, 3, 64, CAUSAL, .alibi = 1, .strided = 1},
+    {"alibi", 1, 131, 131, 6, 3, 80, CAUSAL, .alibi = 2, .strided = 1},
+    {"alibi", 1, 129, 129, 4, 1, 128, CAUSAL, .alibi = 1, .sharp = 1},
+    {"alibi", 1, 129, 129, 2, 1, 256, CAUSAL, .alibi = 2},
+    {"alibi, three heads a group", 1, 67, 67, 6, 2, 128, CAUSAL, .alibi = 2},
+    {"alibi, heads alone", 1, 75, 75, 3, 3, 40, CAUSAL, .alibi = 1},
+    {"alibi, all keys", 1, 75, 131, 4, 2, 96, FULL, .alibi = 2, .strided = 1},
+    {"alibi, later queries", 2, 17, 101, 4, 2, 128, CAUSAL, .q_offset = 84, .alibi = 1},
+    {"alibi, rows seeing nothing", 1, 141, 133, 6, 3, 64, CAUSAL, .q_offset = -70, .alibi = 2},
+    {"alibi, window", 1, 201, 201, 6, 3, 64, .causal = 1, .window_left = 70, .window_right = -1, .alibi = 1},
+    {"alibi, window", 1, 151, 151, 2, 1, 128, .causal = 1, .window_left = 5, .window_right = -1, .alibi = 2},
+    {"alibi, two-sided window", 1, 91, 80, 2, 1, 256, .causal = 0, .q_offset = -4, .window_left = 25, .window_right = 30, .alibi = 1},
+    {"alibi, documents", 2, 129, 129, 6, 3, 80, CAUSAL, .documents = 3, .boundary = 64, .alibi = 2, .strided = 1},
+    {"alibi, documents", 1, 151, 151, 2, 1, 128, CAUSAL, .documents = 3, .boundary = 90, .alibi = 1},
 };
 
 /* Every head width with every kind of mask and length. */
@@ -55,6 +69,7 @@ static int long_cases(struct attention_device_case *to)
                 {"long, all keys", 1, T, T + 37, 4, 1, D, FULL},
                 {"long, window", 1, T, T + 20, 4, 2, D, .causal = 1, .q_offset = 20, .window_left = 65, .window_right = -1},
                 {"long, documents", 2, T, T, 2, 1, D, CAUSAL, .documents = 3, .boundary = 64, .strided = 1},
+                {"long, alibi", 1, T, T, 6, 3, D, CAUSAL, .alibi = 1},
             };
             for (size_t k = 0; k < COUNT_OF(kinds); k++)
                 if (T > 1 || kinds[k].documents == 0)

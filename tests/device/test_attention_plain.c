@@ -14,6 +14,7 @@ static void test_odd_widths(void **state)
     const struct attention_device_case cases[] = {
         {"odd width", 2, 70, 70, 6, 3, 33, .causal = 1, .window_left = -1, .window_right = -1, .strided = 1},
         {"odd width", 1, 20, 31, 2, 1, 250, .causal = 0, .window_left = -1, .window_right = -1},
+        {"alibi, odd width", 1, 70, 81, 6, 3, 33, .causal = 1, .q_offset = 11, .window_left = -1, .window_right = -1, .alibi = 2},
         {"width one", 1, 66, 66, 2, 1, 1, .causal = 1, .window_left = -1, .window_right = -1},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++)
@@ -47,7 +48,10 @@ static void test_refusals(void **state)
     assert_refused(be->attention_fwd(case_device(), q, lse, q, q, q, &args, NULL), ERR_UNSUPPORTED, "head width 264");
     assert_refused(be->attention_fwd(case_device(), h, lse, h, h, h, &args, NULL), ERR_UNSUPPORTED, "head width 60");
     assert_refused(be->attention_fwd(case_device(), k, lse, k, k, h, &args, NULL), ERR_UNSUPPORTED, "v is bf16");
-    args.mask.alibi_slopes = lse;
+    args.mask.alibi_slopes = view_1d(lse.p, DT_F32, 3);
+    assert_refused(be->attention_fwd(case_device(), k, lse, k, k, k, &args, NULL), ERR_UNSUPPORTED, "axis 0 of alibi_slopes is 3, must be 2");
+    args.mask.alibi_slopes = view_none();
+    args.mask.rel_bias = lse;
     assert_refused(be->attention_fwd(case_device(), k, lse, k, k, k, &args, NULL), ERR_UNSUPPORTED, "biases");
     case_free();
     assert_int_equal(case_faults(), 0);

@@ -27,6 +27,8 @@ static void test_less_shared_memory(void **state)
         {"99 KB", 1, 80, 80, 4, 2, 256, CAUSAL, .strided = 1, .sharp = 1},
         {"99 KB", 1, 70, 70, 2, 1, 96, CAUSAL},
         {"99 KB", 1, 70, 70, 2, 1, 64, CAUSAL},
+        {"99 KB, alibi", 1, 71, 71, 6, 3, 128, CAUSAL, .alibi = 1},
+        {"99 KB, alibi", 1, 71, 71, 4, 2, 256, CAUSAL, .alibi = 2},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++)
         for (int deterministic = 0; deterministic < 2; deterministic++)
@@ -49,6 +51,10 @@ static void test_deterministic(void **state)
         {"deterministic", 1, 90, 80, 2, 1, 96, .causal = 0, .q_offset = -4, .window_left = 5, .window_right = 9},
         {"deterministic", 1, 70, 110, 3, 1, 128, CAUSAL, .q_offset = 40, .sharp = 1},
         {"deterministic", 1, 70, 70, 2, 2, 256, .causal = 1, .window_left = 20, .window_right = -1},
+        {"deterministic, alibi", 1, 71, 71, 6, 3, 64, CAUSAL, .alibi = 1, .strided = 1},
+        {"deterministic, alibi", 1, 71, 71, 6, 3, 80, .causal = 1, .window_left = 40, .window_right = -1, .alibi = 2},
+        {"deterministic, alibi", 1, 71, 111, 3, 1, 128, CAUSAL, .q_offset = 40, .alibi = 2},
+        {"deterministic, alibi", 1, 71, 71, 2, 1, 256, CAUSAL, .documents = 2, .boundary = 30, .alibi = 1},
         {"deterministic, rows seeing nothing", 1, 80, 73, 6, 3, 64, CAUSAL, .q_offset = -40},
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++)
@@ -84,9 +90,13 @@ static void test_any_scale(void **state)
     assert_non_null(got);
     for (int i = 0; i < 3 * T * D; i++)
         q[i] = sin(0.7 * i) + (i % 11 == 0 ? 2 : 0);
-    for (size_t n = 0; n < COUNT_OF(scales); n++) {
-        const struct ref_attention a = {1, T, T, 1, 1, D, scales[n], 1, 0, -1, -1, NULL, NULL};
-        const struct attention_args args = {.mask = attention_mask_causal(), .scale = (float)scales[n]};
+    for (size_t i = 0; i < 2 * COUNT_OF(scales); i++) {
+        const size_t n = i / 2;
+        const float slope = 0.125f; /* every other time, ALiBi */
+        struct attention_args args = {.mask = attention_mask_causal(), .scale = (float)scales[n]};
+        const struct ref_attention a = {1, T, T, 1, 1, D, (double)args.scale, 1, 0, -1, -1, NULL, NULL, i % 2 ? &slope : NULL};
+        if (i % 2)
+            args.mask.alibi_slopes = case_upload((double[]){0.125}, DT_F32, 1, (int64_t[]){1});
         const int64_t shape[] = {1, T, 1, D};
         struct view vq = case_upload(q, DT_BF16, 4, shape), vk = case_upload(k, DT_BF16, 4, shape), vv = case_upload(v, DT_BF16, 4, shape);
         struct view vo = case_output(DT_BF16, 4, shape), vlse = case_output(DT_F32, 3, (int64_t[]){1, 1, T});

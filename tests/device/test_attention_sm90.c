@@ -36,6 +36,10 @@ static void test_forward_long(void **state)
         {"four heads in a tile", 2, 50, 180, 8, 2, 128, CAUSAL, .q_offset = 130, .strided = 1},
         {"eight heads in a tile", 1, 30, 170, 8, 1, 64, .causal = 1, .q_offset = 140, .window_left = 60, .window_right = -1, .strided = 1},
         {"two heads in a tile", 2, 75, 75, 4, 2, 96, CAUSAL, .documents = 3, .boundary = 30},
+        {"alibi, eight heads in a tile", 1, 31, 171, 8, 1, 64, CAUSAL, .q_offset = 140, .alibi = 2, .strided = 1},
+        {"alibi, sixteen heads in a tile", 2, 7, 75, 16, 1, 64, CAUSAL, .q_offset = 68, .alibi = 1},
+        {"alibi, five key tiles", 1, 33, 603, 4, 2, 128, CAUSAL, .q_offset = 570, .alibi = 1},
+        {"alibi, six key tiles", 1, 131, 461, 1, 1, 256, CAUSAL, .q_offset = 330, .alibi = 1},
         {"heads in tiles of their own", 2, 75, 75, 6, 2, 96, CAUSAL, .documents = 3, .boundary = 30},
     };
     open_sm90(state);
@@ -62,6 +66,7 @@ static void test_backward_long(void **state)
         {"five query tiles", 1, 300, 140, 2, 1, 96, FULL, .strided = 1},
         {"two heads, two tiles of keys", 1, 140, 100, 2, 1, 256, .causal = 1, .q_offset = -20, .window_left = 90, .window_right = -1},
         {"many documents", 1, 400, 400, 1, 1, 64, CAUSAL, .documents = 9, .boundary = 200},
+        {"alibi, two heads, two tiles of keys", 1, 203, 203, 2, 1, 128, CAUSAL, .alibi = 2, .strided = 1},
     };
     open_sm90(state);
     for (size_t i = 0; i < COUNT_OF(cases); i++)

@@ -9,7 +9,9 @@ struct shape {
     int B, Tq, H, G, D, S, window, splits;
     enum dtype type, cache;
     int lens[4];
+    int alibi;
 };
+static const float slopes[32] = {0.5f, -0.02f, 0.125f, 0.003f, 0.0625f, 0.2f, -0.1f, 0.05f, 0.7f, 0.01f, 0.3f}; /* the rest are 0 */
 
 static void *room(int64_t n, size_t size)
 {
@@ -64,6 +66,8 @@ static void plain_decode(const struct shape *a, double *o, const double *q, cons
                 float x = 0;
                 for (int64_t d = 0; d < ref->D; d++)
                     x += (float)q[at + d] * (float)k[(s * ref->G + g) * ref->D + d];
+                if (a->alibi)
+                    x += slopes[h] * (float)(s - t - ref->q_offset) / (float)ref->scale;
                 p[s] = ref_attention_visible(ref, 0, t, s) ? x * (float)ref->scale : -HUGE_VALF;
                 top = fmaxf(top, p[s]);
             }
@@ -93,12 +97,13 @@ static void check_sequence(const struct shape *a, int b, const double *got, cons
                                       .causal = 1,
                                       .q_offset = a->lens[b],
                                       .window_left = a->window,
-                                      .window_right = -1};
+                                      .window_right = -1,
+                                      .slopes = a->alibi ? slopes : NULL};
     char name[200];
     ref_attention_fwd(&ref, truth, lse, q, k, v);
     plain_decode(a, plain, q, k, v, &ref);
-    snprintf(name, sizeof name, "B %d Tq %d H %d G %d D %d len %d of %d window %d splits %d %s over %s", a->B, a->Tq, a->H, a->G, a->D, a->lens[b],
-             a->S, a->window, a->splits, dtype_name(a->type), dtype_name(a->cache));
+    snprintf(name, sizeof name, "B %d Tq %d H %d G %d D %d len %d of %d window %d splits %d alibi %d %s over %s", a->B, a->Tq, a->H, a->G, a->D, a->lens[b],
+             a->S, a->window, a->splits, a->alibi, dtype_name(a->type), dtype_name(a->cache));
     case_expect_2x(name, got, truth, plain, (size_t)n, a->type == DT_BF16 ? 2e-3 : 4e-6);
     free(truth), free(plain), free(lse);
 }
@@ -126,6 +131,12 @@ static void check(const struct shape *a)
     struct view q = view_slice(case_upload(q64, a->type, 4, dims), 2, 0, a->H), whole = case_output(a->type, 4, dims);
     struct attention_args args = {.mask = attention_mask_causal(), .scale = 1.5f / sqrtf((float)a->D)};
     args.mask.window_left = a->window;
+    if (a->alibi) {
+        double slopes64[32];
+        for (int h = 0; h < a->H; h++)
+            slopes64[h] = (double)slopes[h];
+        args.mask.alibi_slopes = case_upload(slopes64, DT_F32, 1, (int64_t[]){a->H});
+    }
     struct view lens_view = case_upload_i32(lens, 1, (int64_t[]){a->B});
     /* Twice, each time with fresh scratch: what the first call leaves in the cache's own words must serve the second. */
     for (int i = 0; i < 2; i++)
@@ -204,6 +215,26 @@ static void test_f32(void **state)
         check(&shapes[i]);
 }
 
+/* Slopes of every head of a group beside each other, positions of several new tokens. */
+static void test_alibi(void **state)
+{
+    (void)state;
+    static const struct shape shapes[] = {
+        {3, 1, 6, 3, 80, 200, -1, 3, BF16, .lens = {150, 1, 64}, .alibi = 1},
+        {2, 1, 6, 6, 64, 300, -1, 0, BF16, .lens = {299, 0}, .alibi = 1},
+        {2, 1, 8, 1, 128, 333, -1, 2, BF16, .lens = {332, 17}, .alibi = 1},
+        {1, 3, 16, 1, 96, 100, -1, 2, BF16, .lens = {70}, .alibi = 1},
+        {2, 8, 6, 3, 128, 200, 40, 3, BF16, .lens = {180, 11}, .alibi = 1},
+        {2, 1, 4, 2, 256, 150, 30, 0, BF16, .lens = {140, 66}, .alibi = 1},
+        {3, 1, 6, 3, 80, 200, -1, 3, F32, .lens = {150, 1, 64}, .alibi = 1},
+        {2, 3, 6, 1, 64, 130, 20, 0, F32, .lens = {127, 90}, .alibi = 1},
+        {2, 1, 8, 1, 128, 130, -1, 1, F32, .lens = {99, 3}, .alibi = 1},
+        {2, 3, 6, 2, 80, 200, 50, 3, .type = DT_F32, .cache = DT_BF16, .lens = {100, 30}, .alibi = 1},
+    };
+    for (size_t i = 0; i < COUNT_OF(shapes); i++)
+        check(&shapes[i]);
+}
+
 /* Lengths and windows around the edges of a stage of 16 or 32 positions. */
 static void test_edges(void **state)
 {
@@ -223,7 +254,7 @@ static void test_wrong_lengths(void **state)
     const struct backend *be = case_backend();
     static const enum dtype types[] = {DT_F32, DT_BF16};
     for (int i = 0; i < 2; i++) {
-        struct shape a = {3, 2, 4, 2, 64, 50, -1, 2, types[i], types[i], {0}};
+        struct shape a = {3, 2, 4, 2, 64, 50, -1, 2, types[i], types[i], {0}, 0};
         struct kv_layer cache = cache_make(&a);
         double *zeros = room(3 * 50 * 4 * 64, sizeof(double));
         struct view kv = case_upload(zeros, a.type, 4, (int64_t[]){3, 50, 2, 64}), q = case_upload(zeros, a.type, 4, (int64_t[]){3, 2, 4, 64});
@@ -259,7 +290,9 @@ static void test_refusals(void **state)
     assert_refused(be->attention_decode(dev, q, q, &cache, lens, &args, 0, scratch), ERR_UNSUPPORTED, "causally");
     args.mask.causal = 1, args.dropout.rate = 0.1f;
     assert_refused(be->attention_decode(dev, q, q, &cache, lens, &args, 0, scratch), ERR_UNSUPPORTED, "dropout");
-    args.dropout.rate = 0, cache.dtype = DT_F16;
+    args.dropout.rate = 0, args.mask.alibi_slopes = view_1d(q.p, DT_F32, 3);
+    assert_refused(be->attention_decode(dev, q, q, &cache, lens, &args, 0, scratch), ERR_UNSUPPORTED, "axis 0 of alibi_slopes is 3, must be 4");
+    args.mask.alibi_slopes = view_none(), cache.dtype = DT_F16;
     assert_refused(be->attention_decode(dev, q, q, &cache, lens, &args, 0, scratch), ERR_UNSUPPORTED, "f16");
     cache.dtype = DT_F32, cache.D = 300;
     assert_refused(be->attention_decode(dev, q, q, &cache, lens, &args, 0, scratch), ERR_UNSUPPORTED, "300");
@@ -269,7 +302,7 @@ static void test_refusals(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_f32), cmocka_unit_test(test_edges),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_bf16), cmocka_unit_test(test_f32), cmocka_unit_test(test_alibi), cmocka_unit_test(test_edges),
                                        cmocka_unit_test(test_wrong_lengths), cmocka_unit_test(test_refusals)};
     return case_main(argc, argv, tests, COUNT_OF(tests));
 }
