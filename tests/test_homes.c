@@ -193,7 +193,11 @@ static void custom_of(const char *name, const char *dir, struct checkpoint *ck, 
 {
     struct seen *seen = context;
     struct ckpt_choice choice;
-    enum code c = ckpt_choose(ckpt_arch(ck), "x", HOME_CUSTOM, NULL, &choice);
+    enum code c = ckpt_choose(ckpt_arch(ck), "x", HOME_AUTO, NULL, &choice); /* as it came, it fits where it came from */
+    if (c != OK || choice.home != HOME_NATIVE)
+        print_error("%s: %s\n", name, c == OK ? choice.sentence : fail_text());
+    assert_true(c == OK && choice.home == HOME_NATIVE);
+    c = ckpt_choose(ckpt_arch(ck), "x", HOME_CUSTOM, NULL, &choice);
     if (c != OK)
         print_error("%s: %s\n", name, fail_text());
     assert_int_equal(c, OK);
