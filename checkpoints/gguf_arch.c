@@ -109,6 +109,15 @@ static int gelu_fits(const struct gguf_row *row, const struct arch *a, struct fi
     return (row->mlps & BIT(tanh)) != 0;
 }
 
+/* OLMo's LayerNorm without weights is an RMSNorm of centred residuals (Llama): for what its own architecture cannot hold. */
+static int norm_fits(const struct gguf_row *row, const struct arch *a, struct fit *f)
+{
+    if (row->norms & BIT(a->norm))
+        return 1;
+    f->rewrite |= REWRITE_NORM_ONES | REWRITE_CENTRE;
+    return a->norm == NORM_LAYER_NOP && row->norms & BIT(NORM_RMS) && a->norm_place == NORM_PRE && !a->embed_norm && !a->embed_proj;
+}
+
 static int biases_fit(const struct gguf_row *row, const struct arch *a, struct fit *f)
 {
     unsigned may = row->need | row->may, missing = row->need & ~a->bias;
@@ -195,7 +204,7 @@ static int head_fits(const struct gguf_row *row, const struct arch *a, struct fi
     return !(row->traits & GGUF_TIED) || a->tied;
 }
 
-/* Fills f; 1 if the architecture can hold the model. f->depth counts the properties that agree: the reason of the closest one is told. */
+/* Fills f; 1 if the architecture can hold the model. f->depth counts the properties that agree, f->why says what it does otherwise. */
 static int row_fits(const struct gguf_row *row, const struct arch *a, struct fit *f)
 {
     memset(f, 0, sizeof *f);
@@ -208,12 +217,12 @@ static int row_fits(const struct gguf_row *row, const struct arch *a, struct fit
         f->depth++;                  \
     } while (0)
     NEED(gelu_fits(row, a, f), "has another MLP");
-    NEED(row->norms & BIT(a->norm), "has other norms");
+    NEED(norm_fits(row, a, f), "has other norms");
     NEED(row->positions & BIT(a->pos), "has other positions");
     NEED(row->residuals & BIT(a->residual), "has other residuals");
     NEED(row->places & BIT(a->norm_place), "has its norms elsewhere");
     NEED(row->qk_norms & BIT(a->qk_norm), "has other norms of queries and keys");
-    NEED(biases_fit(row, a, f), "lacks some of its biases, or needs some that cannot be added");
+    NEED(biases_fit(row, a, f), "has other biases");
     NEED(!(row->traits & GGUF_EMBED_NORM) == !a->embed_norm, "differs in the norm behind the embedding");
     NEED(embedding_fits(row, a, f), "scales the embedding otherwise");
     NEED(width_fits(row, a), "needs heads times head width to be the model width");
@@ -244,6 +253,17 @@ static int bits(unsigned set)
     return n;
 }
 
+static const char *const MLPS[] = {[MLP_SWIGLU] = "SwiGLU", [MLP_GEGLU_TANH] = "GeGLU", [MLP_GEGLU_ERF] = "GeGLU",
+                                  [MLP_GELU_ERF] = "GELU",  [MLP_GELU_TANH] = "GELU",  [MLP_RELU] = "ReLU"};
+
+static enum code refusal(const struct arch *a, const struct gguf_row *row, const struct fit *f)
+{
+    if (!f->depth)
+        return fail(ERR_UNSUPPORTED, "llama.cpp's architecture %s has another MLP than this %s model's %s, and no other one fits", row->name,
+                    a->family, MLPS[a->mlp]);
+    return fail(ERR_UNSUPPORTED, "llama.cpp's architecture %s %s, unlike this %s model, and no other one fits", row->name, f->why, a->family);
+}
+
 /* The exact one first, then the one written for the family, then the one with the fewest rewritings. */
 static enum code search(const struct arch *a, const struct gguf_row **row, struct fit *fit)
 {
@@ -261,14 +281,12 @@ static enum code search(const struct arch *a, const struct gguf_row **row, struc
                 *row = &ROWS[i];
                 *fit = f;
             }
-        } else if (!closest || f.depth > near.depth || (f.depth == near.depth && preferred(&ROWS[i], a))) {
-            closest = &ROWS[i];
+        } else if (!closest || preferred(&ROWS[i], a) || (!preferred(closest, a) && f.depth > near.depth)) {
+            closest = &ROWS[i]; /* the family's own, else the one with most in common */
             near = f;
         }
     }
-    if (best >= 0)
-        return OK;
-    return fail(ERR_UNSUPPORTED, "no architecture of llama.cpp computes this %s model; the closest, %s, %s", a->family, closest->name, near.why);
+    return best >= 0 ? OK : refusal(a, closest, &near);
 }
 
 enum code gguf_row_of(const struct arch *a, const struct gguf_row **row)
