@@ -1,5 +1,5 @@
 """Configuration of a gqakit model: config.json holds the whole architecture under "arch"; the keys beside it are what other
-programs look for. Written by gqa-convert next to modeling_gqakit.py; load with trust_remote_code=True. transformers >= 4.40."""
+programs look for. Written by gqa-convert next to modeling_gqakit.py; load with trust_remote_code=True."""
 from transformers import PretrainedConfig
 
 

@@ -6,7 +6,8 @@ what gqa-eval computes. Query head h reads K/V head h / (H / G).
 
 Parameters are named as in the file: dec.N.attn.{q,k,v,o}.{w,b}, dec.N.{attn_norm,mlp_norm}.{w,b}, dec.N.mlp.{gate,up,down}.{w,b},
 embed.weight, pos.weight, dec.final_norm.{w,b}, head.{w,b}; every matrix is [out, in]. A head that is tied has no parameter.
-Load with AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True); transformers >= 4.40."""
+Load with AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True). Run with transformers 5.23,
+written for 4.40 and later."""
 import math
 
 import torch
@@ -268,7 +269,6 @@ class GqakitForCausalLM(PreTrainedModel, GenerationMixin):
     _no_split_modules = ["Block"]
     _supports_sdpa = True
     _supports_cache_class = True
-    _keep_in_fp32_modules = []
 
     def __init__(self, config):
         super().__init__(config)
