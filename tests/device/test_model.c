@@ -65,9 +65,12 @@ static void neox(struct arch *a) { variant(a, "gpt_neox"); }         /* parallel
 static void olmo2(struct arch *a) { variant(a, "olmo2"); }           /* norms on outputs and over the whole width of q and k */
 static void opt(struct arch *a) { variant(a, "opt-350m"); }          /* norms on sums, an embedding of another width */
 static void olmo(struct arch *a) { variant(a, "olmo"); }             /* clipping */
+static void bloom(struct arch *a) { variant(a, "bloom"); }           /* ALiBi, a norm after the embedding */
+static void falcon(struct arch *a) { variant(a, "falcon, one head, ALiBi"); } /* scaled slopes, one key/value head */
 
 static const struct { const char *name; void (*make)(struct arch *); } SHAPES[] = {
-    {"llama", llama}, {"gpt", gpt}, {"stablelm", stablelm}, {"neox", neox}, {"olmo2", olmo2}, {"opt", opt}, {"olmo", olmo}};
+    {"llama", llama}, {"gpt", gpt},   {"stablelm", stablelm}, {"neox", neox},    {"olmo2", olmo2},
+    {"opt", opt},     {"olmo", olmo}, {"bloom", bloom},       {"falcon", falcon}};
 
 /* The reference's weights and the batch; t->m itself is not used. */
 static void open_reference(struct tiny *t, void (*make)(struct arch *))
