@@ -3,6 +3,7 @@
 #include "family_case.h"
 
 #include <math.h>
+#include <pthread.h>
 
 #include "checkpoints/family.h"
 #include "hf_case.h"
@@ -229,6 +230,55 @@ static void test_shards_and_types(void **state)
     free(half);
 }
 
+/* ---- several readers ---------------------------------------------------------------------------------------------- */
+
+struct reader { pthread_t thread; struct checkpoint *ck; int number, wrong; };
+
+static void *read_all(void *arg)
+{
+    struct reader *r = arg;
+    int n = ckpt_count(r->ck);
+    float *row = calloc(64, sizeof *row), *want = calloc(64, sizeof *want);
+    for (int i = 0; i < 40 * n; i++) { /* each in an order of its own: the one tensor kept in memory changes all the time */
+        const struct ckpt_tensor *t = ckpt_at(r->ck, (int)random_int((uint64_t)r->number, (uint64_t)i, 0, n - 1));
+        int64_t at = random_int((uint64_t)r->number + 10, (uint64_t)i, 0, t->n[0] - 1);
+        if (t->n[1] > 64)
+            continue;
+        random_normal_f32(want, t->n[1], at * t->n[1], 1, 7, random_stream_of(t->name), 0);
+        r->wrong += ckpt_read(r->ck, t, at, 1, row, DT_F32) != OK || memcmp(row, want, (size_t)t->n[1] * sizeof *row) != 0;
+    }
+    free(row);
+    free(want);
+    return NULL;
+}
+
+static void test_several_readers(void **state)
+{
+    (void)state;
+    struct arch a;
+    struct ckpt_writer *w;
+    struct checkpoint *ck;
+    struct reader readers[4];
+    char *dir = temp_path("readers");
+    assert_ok(family_config(&a, "{" TYPE("gpt2") GPT ", 'n_inner': 20}"));
+    struct ckpt_target target = {.path = dir, .arch = &a, .dtype = DT_F32, .force = 1};
+    assert_ok(ckpt_create(&w, &target));
+    hf_fill(w);
+    assert_ok(ckpt_commit(w));
+    assert_ok(ckpt_open(&ck, dir, NULL));
+    for (int i = 0; i < 4; i++) {
+        readers[i] = (struct reader){.ck = ck, .number = i};
+        assert_int_equal(pthread_create(&readers[i].thread, NULL, read_all, &readers[i]), 0);
+    }
+    for (int i = 0; i < 4; i++) {
+        assert_int_equal(pthread_join(readers[i].thread, NULL), 0);
+        assert_int_equal(readers[i].wrong, 0);
+    }
+    ckpt_close(ck);
+    arch_free(&a);
+    free(dir);
+}
+
 /* ---- key/value heads ---------------------------------------------------------------------------------------------- */
 
 /* The config's arch with G heads in every layer -> its new config.json, read back; `says` must be in the text. */
@@ -343,7 +393,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layouts), cmocka_unit_test(test_rotary_layout), cmocka_unit_test(test_bare_names_stay_bare),
-        cmocka_unit_test(test_shards_and_types), cmocka_unit_test(test_groups), cmocka_unit_test(test_bigcode_holds_others),
+        cmocka_unit_test(test_shards_and_types), cmocka_unit_test(test_several_readers), cmocka_unit_test(test_groups), cmocka_unit_test(test_bigcode_holds_others),
         cmocka_unit_test(test_real_gpt2),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
