@@ -12,6 +12,7 @@ static const char *const TYPES[] = {"falcon", NULL};
 static const char *const KEYS[] = {"hidden_size", "n_embed", "num_hidden_layers", "num_attention_heads", "num_kv_heads", "max_position_embeddings",
                                    "ffn_hidden_size", "layer_norm_epsilon", "num_ln_in_parallel_attn", "alibi", "new_decoder_architecture",
                                    "multi_query", "parallel_attn", "bias", "activation", "apply_residual_connection_post_layernorm",
+                                   "ff_factor" /* ffn_hidden_size counts */,
                                    FAMILY_KEYS_ROPE, GPT_KEYS_HARMLESS, NULL};
 static const struct family_dims DIMS = {.C = "hidden_size", .L = "num_hidden_layers", .H = "num_attention_heads", .P = "max_position_embeddings",
                                         .F = "ffn_hidden_size", .V_absent = 65024, .C_absent = 4544, .L_absent = 32, .H_absent = 71,

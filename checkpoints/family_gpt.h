@@ -24,7 +24,8 @@ enum code gpt_only_check(const json_t *config, const char *where, const struct g
 
 /* Of heads and dropout, and so of no meaning here. */
 #define GPT_KEYS_HARMLESS \
-    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "embed_dropout", "resid_dropout", "n_ctx"
+    "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout", "embed_dropout", "resid_dropout", "n_ctx", \
+    "output_past", "n_special", "predict_special_tokens", "attention_dropout_prob", "hidden_dropout_prob"
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 

@@ -8,16 +8,18 @@
 
 static const char *const TYPES[] = {"mpt", NULL};
 static const char *const KEYS[] = {"d_model", "hidden_size", "n_layers", "num_hidden_layers", "n_heads", "num_attention_heads", "max_seq_len",
-                                   "expansion_ratio", "attn_config", "no_bias", "logit_scale", "norm_type", "layer_norm_epsilon", "ffn_config",
+                                   "expansion_ratio", "attn_config", "no_bias", "logit_scale", "norm_type", "layer_norm_epsilon", "ffn_config", "fc_type",
                                    "learned_pos_emb" /* not with ALiBi */, "emb_pdrop", "resid_pdrop", "embedding_fraction", "init_device",
                                    "init_config", "verbose", "tokenizer_name", NULL};
 static const char *const ATTN_KEYS[] = {"attn_type", "kv_n_heads", "clip_qkv", "softmax_scale", "qk_ln", "qk_gn", "alibi", "alibi_bias_max",
                                         "prefix_lm", "attn_uses_sequence_id", "rope", "sliding_window_size", "fused_qkv", "attn_impl", NULL};
-static const struct family ATTN = {.keys = ATTN_KEYS};
+static const char *const FFN_KEYS[] = {"ffn_type", "fc_type", NULL};
+static const struct family ATTN = {.keys = ATTN_KEYS}, FFN = {.keys = FFN_KEYS};
 static const struct family_dims DIMS = {.C = "d_model", .L = "n_layers", .H = "n_heads", .P = "max_seq_len", .V_absent = 50368, .C_absent = 2048,
                                         .L_absent = 24, .H_absent = 16, .P_absent = 2048, .F_times = 4};
 static const struct gpt_alias ALIASES[] = {{"d_model", "hidden_size"}, {"n_layers", "num_hidden_layers"}, {"n_heads", "num_attention_heads"}, {NULL, NULL}};
-static const struct gpt_only ONLY[] = {{"no_bias", "true"}};
+static const struct gpt_only ONLY[] = {{"no_bias", "true"}, {"fc_type", "\"torch\""}};
+static const struct gpt_only FFN_ONLY[] = {{"ffn_type", "\"mptmlp\""}, {"fc_type", "\"torch\""}};
 static const struct gpt_only ATTN_ONLY[] = {{"qk_ln", "false"}, {"qk_gn", "false"}, {"alibi", "true"}, {"prefix_lm", "false"},
                                             {"attn_uses_sequence_id", "false"}, {"rope", "false"}, {"sliding_window_size", "-1"}, {"fused_qkv", "true"}};
 
@@ -86,9 +88,13 @@ static enum code mpt_read(struct arch *a, const json_t *config, const char *wher
     TRY(json_want_str(config, where, "norm_type", &norm));
     if (strcmp(norm, "low_precision_layernorm") != 0 && strcmp(norm, "layernorm") != 0)
         return fail(ERR_UNSUPPORTED, "%s: \"norm_type\": \"%.40s\" is not supported; known are low_precision_layernorm, layernorm", where, norm);
-    const json_t *ffn = json_object_get(config, "ffn_config"), *ffn_type = json_object_get(ffn, "ffn_type");
-    if (ffn_type && (!json_is_string(ffn_type) || strcmp(json_string_value(ffn_type), "mptmlp") != 0))
-        return fail(ERR_UNSUPPORTED, "%s: \"ffn_config\": another \"ffn_type\" than \"mptmlp\" is not supported", where);
+    const json_t *ffn = json_object_get(config, "ffn_config");
+    if (ffn && !json_is_null(ffn)) {
+        if (!json_is_object(ffn))
+            return fail(ERR_INPUT, "%s: \"ffn_config\" must be an object", where);
+        TRY(config_keys_check(ffn, &FFN, where));
+        TRY(gpt_only_check(ffn, where, FFN_ONLY, sizeof FFN_ONLY / sizeof *FFN_ONLY));
+    }
     TRY(json_want_f64(config, where, "expansion_ratio", &ratio));
     if (!(ratio * (double)a->C >= 1 && ratio * (double)a->C <= INT32_MAX))
         return fail(ERR_INPUT, "%s: \"expansion_ratio\" %g is out of range", where, ratio);

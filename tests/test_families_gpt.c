@@ -24,7 +24,7 @@ static const struct family_case GPT2[] = {
     {"{" TYPE("gpt2") GPT "}", "{'family': 'gpt2', " SCALE_8 ", " EACH("'H': 6, 'G': 6, 'D': 8, 'F': 192, 'window': 0") "}",
      GPT2_REST "transformer.h.0.attn.c_attn.weight[48,144] transformer.h.0.attn.c_attn.bias[144] transformer.h.0.mlp.c_fc.weight[48,192] "
      "transformer.h.0.mlp.c_fc.bias[192] transformer.h.0.mlp.c_proj.weight[192,48]"},
-    {"{" TYPE("gpt2") USUAL ", 'max_position_embeddings': 40, 'n_inner': 20, 'activation_function': 'relu', 'tie_word_embeddings': false, 'n_ctx': 40}",
+    {"{" TYPE("gpt2") USUAL ", 'max_position_embeddings': 40, 'n_inner': 20, 'activation_function': 'relu', 'tie_word_embeddings': false, 'n_ctx': 40, 'output_past': true, 'task_specific_params': {'x': 1}}",
      "{'C': 48, 'max_positions': 40, 'mlp': 'relu', 'tied': 0, " EACH("'F': 20") "}",
      GPT2_REST "transformer.h.0.attn.c_attn.weight[48,144] transformer.h.0.attn.c_attn.bias[144] transformer.h.0.mlp.c_fc.weight[48,20] "
      "transformer.h.0.mlp.c_fc.bias[20] transformer.h.0.mlp.c_proj.weight[20,48] lm_head.weight[37,48]"},
@@ -145,7 +145,8 @@ static const struct family_case MPT_[] = {
      "'tied': 1, 'bos': -1, 'clip_qkv': 0.0, 'logit_scale': 1.0, 'embed_norm': 0, " EACH("'H': 16, 'F': 8192") "}", NULL},
     {"{" TYPE("mpt") MPT ", 'attn_config': {'attn_type': 'multihead_attention', 'attn_pdrop': 0, 'attn_impl': 'torch', 'clip_qkv': 6, 'softmax_scale': 0.25, "
      "'prefix_lm': false, 'qk_ln': false, 'attn_uses_sequence_id': false, 'alibi': true, 'alibi_bias_max': 16, 'model_type': ''}, 'expansion_ratio': 2, "
-     "'learned_pos_emb': true, 'no_bias': true, 'norm_type': 'low_precision_layernorm', 'init_config': {'name': 'kaiming_normal_'}, 'verbose': 0}",
+     "'learned_pos_emb': true, 'no_bias': true, 'norm_type': 'low_precision_layernorm', 'init_config': {'name': 'kaiming_normal_'}, 'verbose': 0, "
+     "'ffn_config': {'ffn_type': 'mptmlp', 'fc_type': 'torch'}}",
      "{'clip_qkv': 6.0, 'attn_scale': 0.25, 'alibi_bias_max': 16.0, " EACH("'F': 96, 'G': 6") "}",
      "transformer.wte.weight[37,48] transformer.blocks.0.norm_1.weight[48] transformer.blocks.0.norm_2.weight[48] transformer.norm_f.weight[48] "
      "transformer.blocks.0.attn.Wqkv.weight[144,48] transformer.blocks.0.attn.out_proj.weight[48,48] transformer.blocks.0.ffn.up_proj.weight[96,48] "
@@ -165,7 +166,7 @@ static const struct family_case FALCON[] = {
      "{'residual': 'parallel_two_norms', " EACH("'G': 3") "}",
      QKV_REST(96, 192) "transformer.h.0.ln_attn.weight[48] transformer.h.0.ln_attn.bias[48] transformer.h.0.ln_mlp.weight[48] transformer.h.0.ln_mlp.bias[48]"},
     {"{" TYPE("falcon") USUAL ", 'new_decoder_architecture': true, 'num_kv_heads': 2, 'num_ln_in_parallel_attn': 1, 'tie_word_embeddings': false, "
-     "'activation': 'gelu', 'rope_theta': 500042.0, 'apply_residual_connection_post_layernorm': false}",
+     "'activation': 'gelu', 'rope_theta': 500042.0, 'ff_factor': 4, 'apply_residual_connection_post_layernorm': false}",
      "{'residual': 'parallel_one_norm', 'rope': {'theta': 500042.0}, " EACH("'G': 2") "}", QKV_REST(80, 192) NORM_1 "lm_head.weight[37,48]"},
     {"{" TYPE("falcon") USUAL ", 'new_decoder_architecture': true}", "{" EACH("'G': 6") "}", NULL},
     {"{" TYPE("falcon") USUAL ", 'multi_query': false}", "{'residual': 'parallel_one_norm', " EACH("'G': 6") "}", QKV_REST(144, 192) NORM_1},
@@ -200,6 +201,7 @@ static const struct family_refusal REFUSALS[] = {
     {"{" TYPE("mpt") MPT ", 'no_bias': false}", ERR_UNSUPPORTED, "no_bias"},
     {"{" TYPE("mpt") MPT ", 'norm_type': 'rmsnorm'}", ERR_UNSUPPORTED, "rmsnorm"},
     {"{" TYPE("mpt") MPT ", 'ffn_config': {'ffn_type': 'mptglu'}}", ERR_UNSUPPORTED, "ffn_type"},
+    {"{" TYPE("mpt") MPT ", 'ffn_config': {'ffn_type': 'mptmlp', 'ffn_hidden_size': 20}}", ERR_UNSUPPORTED, "ffn_hidden_size"},
     {"{" TYPE("mpt") MPT ", 'attn_config': {'qk_ln': true}}", ERR_UNSUPPORTED, "qk_ln"},
     {"{" TYPE("mpt") MPT ", 'attn_config': {'alibi': false}}", ERR_UNSUPPORTED, "alibi"},
     {"{" TYPE("mpt") MPT ", 'attn_config': {'prefix_lm': true}}", ERR_UNSUPPORTED, "prefix_lm"},
