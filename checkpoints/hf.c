@@ -13,7 +13,7 @@
 struct found { const struct st_tensor *tensor; int shard; int used; };
 
 /* Where a file's tensor begins in its shard. Canonical tensors that share one have an entry each. */
-struct stored { int shard; int64_t offset, bytes; };
+struct stored { const char *name; int shard; int64_t offset, bytes; };
 
 struct hf {
     struct checkpoint base;
@@ -116,7 +116,7 @@ static enum code stored_add(struct hf *hf, const struct found *f)
         hf->stored = more;
     }
     const struct st_tensor *t = f->tensor;
-    hf->stored[hf->n_stored++] = (struct stored){f->shard, hf->files.shard[f->shard].header.data + t->begin, t->end - t->begin};
+    hf->stored[hf->n_stored++] = (struct stored){t->name, f->shard, hf->files.shard[f->shard].header.data + t->begin, t->end - t->begin};
     return OK;
 }
 
@@ -269,6 +269,19 @@ static enum code hf_read(struct checkpoint *ck, int i, int64_t row, int64_t rows
         TRY(stored_read(hf, &hf->stored[r->at + piece], &r->map, within, now, (char *)dst + done * r->map.length * (int64_t)element, element));
     }
     return OK;
+}
+
+const char *hf_stored_in(const struct checkpoint *source, const char *name, int64_t *order)
+{
+    const struct hf *hf = (const struct hf *)source;
+    for (int i = 0; source && source->form == &form_hf && i < hf->n_stored; i++) {
+        const struct stored *s = &hf->stored[i];
+        if (strcmp(s->name, name) != 0)
+            continue;
+        *order = ((int64_t)s->shard << 48) + s->offset;
+        return hf->files.shard[s->shard].name;
+    }
+    return NULL;
 }
 
 static void hf_close(struct checkpoint *ck)

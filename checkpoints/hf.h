@@ -11,8 +11,8 @@
 #define HF_SINGLE "model.safetensors"
 #define HF_INDEX "model.safetensors.index.json"
 
-/* How the rows of one canonical tensor lie in the files' tensors at, at + 1 ... (more than one: pieces), counted in the reader's
- * or the writer's own list of those. */
+/* How the rows of one canonical tensor lie in the files' tensors; entry `at` of the reader's or the writer's list says which, at + 1 ...
+ * those of further pieces. */
 struct hf_rows { struct row_map map; int at; };
 
 /* One whole tensor of a file in memory, for places whose rows do not lie in rows there. Safe from several threads. */
@@ -30,6 +30,10 @@ enum code hf_read_in(const char *dir, const char *name, size_t limit, char **pat
 /* Adds the files' names to ck. The caller closes, after an error too. */
 enum code hf_files_open(struct checkpoint *ck, struct hf_files *files, const struct ckpt_options *options) MUST_USE;
 void hf_files_close(struct hf_files *files);
+
+/* Where a Hugging Face directory has a file tensor of this name: the file, and in *order a number that grows with its place. NULL: not
+ * there, or another form. */
+const char *hf_stored_in(const struct checkpoint *source, const char *name, int64_t *order);
 
 int hf_claims(const char *path);
 enum code hf_create(struct ckpt_writer **w, const struct ckpt_target *target);

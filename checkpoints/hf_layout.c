@@ -80,14 +80,15 @@ static enum dtype dtype_join(enum dtype a, enum dtype b)
 /* Gathers canonical tensors into those of the files: one each, unless the family fuses or splits some. */
 static enum code stored_make(struct hf_writer *w, const struct item *items)
 {
-    int n = w->base.n_tensors;
+    int n = w->base.n_tensors, placed = 0;
     size_t most = 0;
     char name[160];
     for (int i = 0; i < n; i++)
         most += items[i].place.pieces > 1 ? (size_t)items[i].place.pieces : 1;
     w->stored = calloc(most, sizeof *w->stored);
     w->rows = calloc((size_t)n, sizeof *w->rows);
-    if (!w->stored || !w->rows)
+    w->place = calloc(most, sizeof *w->place);
+    if (!w->stored || !w->rows || !w->place)
         return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
     for (int i = 0; i < n; i++) {
         const struct family_place *p = &items[i].place;
@@ -100,8 +101,8 @@ static enum code stored_make(struct hf_writer *w, const struct item *items)
                 s = w->n_stored - 1;
             }
             if (piece == 0)
-                w->rows[i] = (struct hf_rows){row_map_make(p, t->n[0], t->n[1]), s};
-            CHECK(s == w->rows[i].at + piece);
+                w->rows[i] = (struct hf_rows){row_map_make(p, t->n[0], t->n[1]), placed};
+            w->place[placed++] = s;
             w->stored[s].tensor.dtype = dtype_join(w->stored[s].tensor.dtype, t->dtype);
             w->stored[s].left += w->rows[i].map.piece;
         }
@@ -114,10 +115,48 @@ static enum code stored_make(struct hf_writer *w, const struct item *items)
     }
     for (int i = 0; i < n; i++) {
         struct ckpt_tensor *t = &w->base.tensors[i];
-        t->dtype = w->stored[w->rows[i].at].tensor.dtype;
+        t->dtype = w->stored[w->place[w->rows[i].at]].tensor.dtype;
         t->bytes = t->n[0] * t->n[1] * (int64_t)dtype_bytes(t->dtype);
     }
     return OK;
+}
+
+struct moved { struct hf_stored stored; int was; };
+
+static int by_order(const void *a, const void *b)
+{
+    const struct moved *x = a, *y = b;
+    if (x->stored.order != y->stored.order)
+        return x->stored.order < y->stored.order ? -1 : 1;
+    return x->was < y->was ? -1 : x->was > y->was;
+}
+
+/* File tensors into the order and the files of the source. Canonical order is not enough where one tensor lies in pieces, which
+ * may stand in any order and in several shards. */
+static enum code stored_sort(struct hf_writer *w, const struct checkpoint *source)
+{
+    size_t n = (size_t)w->n_stored;
+    struct moved *moved = malloc(n * sizeof *moved);
+    int *now = malloc(n * sizeof *now);
+    enum code c = moved && now ? OK : fail(ERR_MEMORY, "%s: out of memory", w->base.path);
+    for (size_t i = 0; c == OK && i < n; i++) {
+        moved[i] = (struct moved){w->stored[i], (int)i};
+        moved[i].stored.order = INT64_MAX;
+        moved[i].stored.file = hf_stored_in(source, w->stored[i].tensor.name, &moved[i].stored.order);
+    }
+    if (c == OK) {
+        qsort(moved, n, sizeof *moved, by_order);
+        for (size_t i = 0; i < n; i++) {
+            w->stored[i] = moved[i].stored;
+            now[moved[i].was] = (int)i;
+        }
+        for (int i = 0; i < w->base.n_tensors; i++)
+            for (int64_t piece = 0; piece < w->base.tensors[i].n[0] / w->rows[i].map.piece; piece++)
+                w->place[w->rows[i].at + piece] = now[w->place[w->rows[i].at + piece]];
+    }
+    free(moved);
+    free(now);
+    return c;
 }
 
 static int shard_named(const struct hf_writer *w, const char *name)
@@ -128,19 +167,27 @@ static int shard_named(const struct hf_writer *w, const char *name)
     return -1;
 }
 
+static enum code shard_of(struct hf_writer *w, const char *file, int *shard)
+{
+    *shard = *file ? shard_named(w, file) : w->n_shards ? w->n_shards - 1 : 0;
+    if (*shard >= 0 && w->n_shards)
+        return OK;
+    const char *name = form_string(&w->base.strings, *file ? file : HF_SINGLE);
+    if (!name)
+        return fail(ERR_MEMORY, "%s: out of memory", w->base.path);
+    *shard = w->n_shards++;
+    w->shards[*shard].name = name;
+    return OK;
+}
+
 /* The source's files again. What the source lacks (an untied head) joins the last of them. */
 static enum code shards_like_source(struct hf_writer *w)
 {
-    for (int i = 0; i < w->base.n_tensors; i++) {
-        const char *file = w->base.tensors[i].file;
-        int s = *file ? shard_named(w, file) : w->n_shards ? w->n_shards - 1 : 0;
-        if (s < 0 || !w->n_shards) {
-            s = w->n_shards++;
-            w->shards[s].name = *file ? file : HF_SINGLE;
+    for (int i = 0; i < w->base.n_tensors; i++)
+        for (int64_t piece = 0; piece < w->base.tensors[i].n[0] / w->rows[i].map.piece; piece++) {
+            struct hf_stored *s = &w->stored[w->place[w->rows[i].at + piece]];
+            TRY(shard_of(w, s->file ? s->file : w->base.tensors[i].file, &s->shard));
         }
-        for (int64_t piece = 0; piece < w->base.tensors[i].n[0] / w->rows[i].map.piece; piece++)
-            w->stored[w->rows[i].at + piece].shard = s;
-    }
     return OK;
 }
 
@@ -178,7 +225,7 @@ static enum code offsets_assign(struct hf_writer *w)
         s->bytes = w->stored[i].tensor.end;
     }
     for (int i = 0; i < w->base.n_tensors; i++) {
-        const struct hf_stored *s = &w->stored[w->rows[i].at];
+        const struct hf_stored *s = &w->stored[w->place[w->rows[i].at]];
         w->base.tensors[i].file = w->shards[s->shard].name;
         w->base.tensors[i].source = s->tensor.name;
     }
@@ -205,6 +252,8 @@ enum code hf_layout_make(struct hf_writer *w, const struct ckpt_target *target)
     if (c == OK)
         c = stored_make(w, items);
     free(items);
+    if (c == OK && like_source)
+        c = stored_sort(w, target->source);
     TRY(c);
     n += w->n_stored; /* no more shards than either has tensors */
     w->shards = calloc((size_t)n, sizeof *w->shards);

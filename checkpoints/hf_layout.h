@@ -10,6 +10,8 @@ struct hf_out_shard { const char *name; char *path; int fd; int64_t data, bytes,
 struct hf_stored {
     struct st_tensor tensor;
     int shard;
+    int64_t order; /* of the files; those the source lacks come last */
+    const char *file; /* of the source, or NULL */
     int64_t left; /* canonical rows not yet written; counted down only where they are collected */
     char *whole;  /* the tensor while it is collected, or NULL */
 };
@@ -22,6 +24,7 @@ struct hf_writer {
     struct hf_stored *stored; /* in the order of the files */
     int n_stored;
     struct hf_rows *rows; /* [n_tensors] */
+    int *place;           /* index into stored; entry rows[i].at + piece */
 };
 
 /* Everything of w but config: no file is touched. hf_drop frees, after an error too. */

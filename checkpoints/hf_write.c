@@ -144,7 +144,7 @@ enum code hf_write(struct ckpt_writer *base, int i, int64_t row, int64_t rows, c
     for (int64_t done = 0, now; done < rows; done += now) {
         int64_t piece = (row + done) / r->map.piece, within = (row + done) % r->map.piece;
         now = r->map.piece - within < rows - done ? r->map.piece - within : rows - done;
-        TRY(stored_write(w, &w->stored[r->at + piece], &r->map, within, now, (const char *)src + done * r->map.length * (int64_t)element, element));
+        TRY(stored_write(w, &w->stored[w->place[r->at + piece]], &r->map, within, now, (const char *)src + done * r->map.length * (int64_t)element, element));
     }
     return OK;
 }
@@ -217,5 +217,6 @@ void hf_drop(struct ckpt_writer *base)
     free(w->stored);
     free(w->shards);
     free(w->rows);
+    free(w->place);
     free(w->config);
 }
