@@ -35,6 +35,8 @@ enum dtype session_dtype(int choice, const struct arch *a);
 
 /* The tokenizer asked for: PATH, "bytes", or NULL / "model" for the checkpoint's own (model_tokenizer). */
 enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokenizer **t) MUST_USE;
+/* Ids of a text that the model has no row for: ERR_INPUT. */
+enum code eval_ids_check(const int32_t *ids, int64_t n, const struct arch *a) MUST_USE;
 
 /* The ids that end a text (stops.c). */
 #define STOPS_MAX 32

@@ -48,11 +48,20 @@ static enum code check_finite(const float *logits, int64_t V, int64_t position)
     return bad ? fail(ERR_NUMERIC, "%zu of the %lld logits after token %lld are not finite", bad, (long long)V, (long long)position) : OK;
 }
 
-static int32_t sample(const float *logits, int64_t V, const struct options *o, struct candidate *list, int64_t step)
+/* Vocabularies are padded: ids from `named` on have no text, so they are no choice unless they end the text. Returns how many remain. */
+static int64_t candidates(const float *logits, int64_t V, int64_t named, const struct stops *stops, struct candidate *list)
 {
+    int64_t n = 0;
     for (int64_t i = 0; i < V; i++)
-        list[i] = (struct candidate){ logits[i], (int32_t)i };
-    qsort(list, (size_t)V, sizeof *list, by_logit);
+        if (i < named || stops_has(stops, (int32_t)i))
+            list[n++] = (struct candidate){ logits[i], (int32_t)i };
+    qsort(list, (size_t)n, sizeof *list, by_logit);
+    return n;
+}
+
+/* Of V candidates, the most likely first. */
+static int32_t sample(const struct candidate *list, int64_t V, const struct options *o, int64_t step)
+{
     if (o->temperature <= 0)
         return list[0].id;
     int64_t n = o->top_k > 0 && o->top_k < V ? o->top_k : V, kept = 0;
@@ -93,8 +102,9 @@ static enum code writer_update(struct writer *w, const int32_t *ids, int64_t n, 
 static enum code run_tokens(struct session *s, const struct options *o, int32_t *ids, int64_t n_prompt, int64_t *n, struct writer *w)
 {
     const struct arch *a = ckpt_arch(s->checkpoint);
-    struct stops stops;
-    stops_of(&stops, s->checkpoint);
+    struct stops stops = { { 0 }, 0 };
+    if (!o->ignore_eos)
+        stops_of(&stops, s->checkpoint);
     float *logits = malloc((size_t)a->V * sizeof *logits);
     struct candidate *list = malloc((size_t)a->V * sizeof *list);
     enum code c = logits && list ? model_prefill(s->model, ids, 1, n_prompt, logits) : fail(ERR_MEMORY, "out of memory for logits");
@@ -105,8 +115,8 @@ static enum code run_tokens(struct session *s, const struct options *o, int32_t 
         c = check_finite(logits, a->V, *n);
         if (c != OK)
             break;
-        int32_t id = sample(logits, a->V, o, list, step);
-        if (stops_has(&stops, id) && !o->ignore_eos)
+        int32_t id = sample(list, candidates(logits, a->V, tokenizer_vocab(w->tokenizer), &stops, list), o, step);
+        if (stops_has(&stops, id))
             break;
         ids[(*n)++] = id;
         c = writer_update(w, ids, *n, 0);
@@ -152,12 +162,11 @@ static enum code generate(struct session *s, struct session_options *so, const s
         memcpy(ids, prompt, (size_t)n_prompt * sizeof *ids);
         if (n_prompt == 0)
             ids[n_prompt++] = a->bos >= 0 ? a->bos : a->eos >= 0 ? a->eos : 0;
-        for (int64_t i = 0; i < n_prompt && c == OK; i++)
-            if (ids[i] >= a->V)
-                c = fail(ERR_INPUT, "the tokenizer gives id %d but the model has %lld", ids[i], (long long)a->V);
+        c = eval_ids_check(ids, n_prompt, a);
     }
     if (c == OK && a->pos == POS_LEARNED && n_prompt + o->new_tokens > a->max_positions)
-        c = fail(ERR_USAGE, "prompt and new tokens make %lld, the model has %lld positions", (long long)(n_prompt + o->new_tokens), (long long)a->max_positions);
+        c = fail(ERR_USAGE, "%lld tokens of the prompt and %lld new ones: the model has learned positions for %lld only; lower --new", (long long)n_prompt,
+                 (long long)o->new_tokens, (long long)a->max_positions);
     if (c == OK)
         c = session_model(s, so, (struct model_options){ .B = 1, .T = n_prompt, .cache_B = 1, .cache_S = n_prompt + o->new_tokens, .cache_dtype = so->dtype });
     struct writer w = { tokenizer, 0, o->json, NULL };

@@ -134,13 +134,11 @@ static enum code read_text(struct session *session, const struct options *o, str
     enum code c = tokenizer_encode(t, o->text, strlen(o->text), 1, &ids, &n);
     tokenizer_close(t);
     TRY(c);
-    for (int64_t i = 0; i < n; i++)
-        if (ids[i] >= ckpt_arch(session->checkpoint)->V) {
-            c = fail(ERR_INPUT, "the tokenizer gives id %d but the model has %lld", ids[i], (long long)ckpt_arch(session->checkpoint)->V);
-            free(ids);
-            return c;
-        }
-    return sequences_add(s, ids, n);
+    c = eval_ids_check(ids, n, ckpt_arch(session->checkpoint));
+    if (c == OK)
+        return sequences_add(s, ids, n);
+    free(ids);
+    return c;
 }
 
 static enum code score_sequence(struct model *m, const int32_t *ids, int64_t n, struct batch *b, float *logp)

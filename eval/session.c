@@ -42,3 +42,12 @@ enum code eval_tokenizer(struct checkpoint *ck, const char *asked, struct tokeni
         return tokenizer_open(t, asked);
     return fail_in(model_tokenizer(t, ck), "--tokenizer");
 }
+
+enum code eval_ids_check(const int32_t *ids, int64_t n, const struct arch *a)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] >= a->V)
+            return fail(ERR_INPUT, "the tokenizer gives the id %d, but the model's vocabulary has %lld: this is not the tokenizer it was trained with; "
+                        "name that one with --tokenizer", ids[i], (long long)a->V);
+    return OK;
+}

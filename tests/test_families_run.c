@@ -1,0 +1,320 @@
+/* The whole way of every family through the programs, on the small models that transformers saved: convert to fewer key/value heads,
+ * evaluate, uptrain with `gqa:`, resume in the middle, evaluate, generate, and convert the result again: to .h5 and back, to GGUF.
+ * The numbers of different programs are compared with each other; that they are right is test_hf_golden's business.
+ * GQAKIT_TEST_LONG=1: every golden model with every group count, and gqa-eval decode for each. */
+#include <dirent.h>
+#include <math.h>
+
+#include "checkpoints/checkpoint.h"
+#include "programs.h"
+
+#define GOLDEN "tests/golden/hf/"
+
+#if defined(__SANITIZE_ADDRESS__)
+enum { SANITIZED = 1 };
+#else
+enum { SANITIZED = 0 };
+#endif
+
+enum { T = 26, PERIOD = 13, STEPS = 60 };
+
+/* home and gguf: where the result of training must live, and whether GGUF can hold it. sanitized: run under sanitizers too. */
+struct route { const char *model; int G; const char *family; int gguf, decode, sanitized; };
+static const struct route ROUTES[] = {
+    {"llama-mha", 2, "llama", 1, 1, 1},
+    {"llama-rope-llama3", 1, "llama", 1, 0, 0},
+    {"mistral-bare", 4, "mistral", 1, 0, 0},
+    {"qwen2-mha", 3, "qwen2", 1, 0, 1},
+    {"qwen3-mha-tied", 2, "qwen3", 1, 0, 0},
+    {"olmo-mha", 3, "olmo", 1, 0, 0},
+    {"olmo-clip", 1, "olmo", 1, 0, 0},
+    {"olmo2-mha", 3, "olmo2", 1, 0, 1},
+    {"gemma-mha", 2, "gemma", 1, 0, 1},
+    {"phi-mha", 2, "phi", 1, 0, 0},
+    {"phi3-mha", 2, "phi3", 1, 0, 1},
+    {"stablelm-mha", 2, "stablelm", 1, 0, 0},
+    {"stablelm-qk-layernorm", 1, "stablelm", 1, 0, 1},
+    {"starcoder2-mha-window", 3, "starcoder2", 1, 0, 0},
+    {"gpt2-plain", 3, "gqakit", 1, 0, 1},
+    {"gpt2-plain", 1, "gpt_bigcode", 1, 0, 0},
+    {"gpt_bigcode-mha", 1, "gpt_bigcode", 1, 0, 0},
+    {"gpt_neo-local", 3, "gqakit", 1, 1, 1},
+    {"gpt_neox-parallel", 2, "phi", 1, 0, 1},
+    {"gpt_neox-sequential", 2, "gqakit", 1, 0, 0},
+    {"gptj-plain", 2, "phi", 1, 0, 0},
+    {"opt-plain", 1, "gpt_bigcode", 0, 0, 0},
+    {"opt-350m", 3, "gqakit", 0, 0, 1},
+    {"bloom-plain", 2, "gqakit", 1, 1, 1},
+    {"mpt-plain", 2, "gqakit", 1, 0, 0},
+    {"falcon-mha", 3, "falcon", 1, 0, 1},
+    {"falcon-mqa", 1, "falcon", 1, 0, 0},
+    {"falcon-alibi", 2, "gqakit", 0, 0, 1},
+};
+
+static int is_long(void)
+{
+    const char *s = getenv("GQAKIT_TEST_LONG");
+    return s && *s && strcmp(s, "0") != 0;
+}
+
+/* ---- data: a pattern that one token of context does not predict -------------------------------------------------------- */
+
+static const uint16_t PATTERN[PERIOD] = {3, 7, 12, 3, 9, 5, 7, 14, 3, 5, 12, 8, 10};
+
+static char *tokens; /* a raw file of the pattern, in which every window of T tokens is the same */
+static char *window; /* such a window with the token after it, as JSON */
+static char *words;  /* a tokenizer: one character for an id, '0' + id, ids 0 to 39 */
+
+static int setup(void **state)
+{
+    (void)state;
+    uint16_t ids[T * 80];
+    char text[4000];
+    for (size_t i = 0; i < COUNT_OF(ids); i++)
+        ids[i] = PATTERN[i % PERIOD];
+    temp_write("tokens.bin", ids, sizeof ids);
+    tokens = temp_path("tokens.bin");
+    int n = 0;
+    for (int i = 0; i <= T; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s%d", i ? ", " : "{\"ids\": [", PATTERN[i % PERIOD]);
+    n += snprintf(text + n, sizeof text - (size_t)n, "]}\n");
+    temp_write("window.jsonl", text, (size_t)n);
+    window = temp_path("window.jsonl");
+    n = snprintf(text, sizeof text,
+                     "{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [], \"normalizer\": null, \"pre_tokenizer\": "
+                     "{\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true}, \"post_processor\": null, "
+                     "\"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true}, \"model\": "
+                     "{\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null, "
+                     "\"fuse_unk\": false, \"merges\": [], \"vocab\": {");
+    for (int i = 0; i < 40; i++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s\"%c\": %d", i ? ", " : "", '0' + i, i);
+    n += snprintf(text + n, sizeof text - (size_t)n, "}}}");
+    temp_write("tokenizer.json", text, (size_t)n);
+    words = temp_path("tokenizer.json");
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    free(tokens);
+    free(window);
+    free(words);
+    return 0;
+}
+
+/* ---- what is asked of a checkpoint --------------------------------------------------------------------------------------- */
+
+static double loss_of(const char *path)
+{
+    json_t *j = program_json(EVAL("perplexity", path, "--data", tokens, "--format", "raw", "--context", "26", "--limit", "520", "--dtype", "f32", "--threads", "1", "--json"));
+    double loss = json_number_at(j, "nats_per_token");
+    assert_int_equal(json_integer_value(json_object_get(j, "tokens")), 520);
+    json_decref(j);
+    return loss;
+}
+
+/* All those windows are the same: one of them, by its scores. */
+static double score_of(const char *path)
+{
+    struct child c = EVAL("score", path, "--tokens", window, "--dtype", "f32", "--threads", "1");
+    json_t *j = program_json(c);
+    double sum = json_number_at(j, "sum");
+    assert_int_equal(json_array_size(json_object_get(j, "logprob")), T);
+    json_decref(j);
+    return -sum / T;
+}
+
+/* Greedy; the pattern's first period is the prompt. Returns how many of the 8 new ids go on with the pattern. */
+static int continues(const char *path)
+{
+    char prompt[PERIOD + 1] = "";
+    for (int i = 0; i < PERIOD; i++)
+        prompt[i] = (char)('0' + PATTERN[i]);
+    json_t *j = program_json(EVAL("generate", path, "--prompt", prompt, "--new", "8", "--temperature", "0", "--ignore-eos", "--tokenizer", words, "--dtype", "f32", "--threads", "1", "--json"));
+    const json_t *ids = json_object_get(j, "ids");
+    int right = 0;
+    assert_int_equal(json_array_size(ids), PERIOD + 8);
+    for (int i = 0; i < PERIOD + 8; i++)
+        right += json_integer_value(json_array_get(ids, (size_t)i)) == PATTERN[i % PERIOD];
+    json_decref(j);
+    assert_true(right >= PERIOD); /* the prompt */
+    return right - PERIOD;
+}
+
+static void decodes(const char *path)
+{
+    json_t *j = program_json(EVAL("decode", path, "--batch", "1,2", "--context", "4,13", "--new", "2", "--repeats", "1", "--threads", "1", "--json"));
+    assert_int_equal(json_array_size(json_object_get(j, "rows")), 4);
+    json_decref(j);
+}
+
+static void same_file(const char *a, const char *b, const char *name)
+{
+    char *x = io_join(a, name), *y = io_join(b, name), hx[65], hy[65];
+    assert_ok(sha256_file(x, hx));
+    assert_ok(sha256_file(y, hy));
+    if (strcmp(hx, hy) != 0)
+        print_error("%s and %s differ\n", x, y);
+    assert_string_equal(hx, hy);
+    free(x);
+    free(y);
+}
+
+static void family_is(const char *path, const char *family, int64_t G)
+{
+    struct checkpoint *ck;
+    assert_ok(ckpt_open(&ck, path, NULL));
+    if (family)
+        assert_string_equal(ckpt_arch(ck)->family, family);
+    for (int64_t l = 0; l < ckpt_arch(ck)->stack[STACK_DEC].L; l++)
+        assert_int_equal(ckpt_arch(ck)->stack[STACK_DEC].block[l].G, G);
+    ckpt_close(ck);
+}
+
+static void near(const char *what, double a, double b, double tolerance)
+{
+    if (!(fabs(a - b) <= tolerance))
+        print_error("%s: %.9g and %.9g\n", what, a, b);
+    assert_true(fabs(a - b) <= tolerance);
+}
+
+/* ---- the way --------------------------------------------------------------------------------------------------------------- */
+
+static char *write_yaml(const char *source, int64_t G, int64_t length, const char *out)
+{
+    char text[2000];
+    int n = snprintf(text, sizeof text,
+                     "model: {path: %s, dtype: f32}\ngqa: {num_key_value_heads: %lld}\n"
+                     "data: {train: [%s], validation: [%s], format: raw, dtype: uint16, pack: false}\nsequence_len: %lld\nmicro_batch_size: 4\n"
+                     "max_steps: %d\neval_steps: 0\neval_batches: 5\nsave_steps: %d\noptimizer: {lr: 1e-2}\nlr_scheduler: {warmup_steps: 5}\n"
+                     "threads: 1\nseed: 0\nlogging: {tensorboard: false}\noutput_dir: %s\n",
+                     source, (long long)G, tokens, tokens, (long long)length, STEPS, STEPS / 2, out);
+    temp_write("route.yaml", text, (size_t)n);
+    return temp_path("route.yaml");
+}
+
+/* Trains, and again from the middle into another directory; true numbers of the first run in *before and *after. */
+static void trained(const char *source, int64_t G, int64_t length, const char *out, double *before, double *after)
+{
+    char *yaml = write_yaml(source, G, length, out), *again = temp_path("again"), *middle = io_join(out, "step-00000030"), text[700];
+    json_t *j = program_json(UPTRAIN(yaml, "--plan", "--json"));
+    assert_true(json_number_at(json_object_get(j, "memory"), "total") > 0.0);
+    json_decref(j);
+    j = program_json(UPTRAIN(yaml, "--json", "--quiet"));
+    *before = json_number_at(j, "loss_zero_step");
+    *after = json_number_at(j, "loss_final");
+    json_decref(j);
+    snprintf(text, sizeof text, "output_dir=%s", again);
+    program_ok(UPTRAIN(yaml, text, "--resume", middle, "--quiet"));
+    char *a = io_join(out, "final"), *b = io_join(again, "final");
+    same_file(a, b, "model.safetensors");
+    same_file(a, b, "config.json");
+    assert_ok(io_remove_tree(again));
+    free(a);
+    free(b);
+    free(yaml);
+    free(again);
+    free(middle);
+}
+
+/* To .h5 and back, byte for byte; to GGUF, where an architecture of llama.cpp computes it; and to one head per layer. */
+static void converts_again(const char *final, int gguf)
+{
+    char *h5 = temp_path("final.h5"), *back = temp_path("back"), *file = temp_path("final.gguf"), *one = temp_path("one");
+    program_ok(CONVERT(final, h5, "--quiet", "--force"));
+    program_ok(CONVERT(h5, back, "--quiet", "--force"));
+    same_file(final, back, "model.safetensors");
+    same_file(final, back, "config.json");
+    struct child c = CONVERT(final, file, "--quiet", "--force");
+    if (gguf >= 0 && c.status != (gguf ? 0 : 4))
+        print_error("GGUF: exit %d: %s\n", c.status, c.err);
+    assert_true(gguf < 0 ? c.status == 0 || c.status == 4 : c.status == (gguf ? 0 : 4));
+    child_free(&c);
+    program_ok(CONVERT(final, one, "--quiet", "--force", "--kv-heads", "1"));
+    family_is(one, NULL, 1);
+    free(h5);
+    free(back);
+    free(file);
+    free(one);
+}
+
+static void walk(const char *model, int64_t G, int64_t length, const char *family, int gguf, int decode)
+{
+    char *source = io_join(GOLDEN, model), *grouped = temp_path("grouped"), *run = temp_path("run"), heads[24];
+    char *final = io_join(run, "final"), *converted = io_join(run, "converted");
+    double before, after, first = loss_of(source), merged;
+    snprintf(heads, sizeof heads, "%lld", (long long)G);
+    program_ok(CONVERT(source, grouped, "--kv-heads", heads, "--quiet", "--force"));
+    family_is(grouped, family, G);
+    assert_true(first > 1.0 && first < 20.0);
+    merged = loss_of(grouped);
+    near("score and perplexity", score_of(grouped), merged, 1e-5);
+    continues(source);
+    trained(source, G, length, run, &before, &after);
+    same_file(grouped, converted, "model.safetensors");
+    family_is(final, family, G);
+    double last = loss_of(final);
+    if (length == T) { /* the trainer's own windows */
+        near("before training", before, merged, 1e-5);
+        near("after training", after, last, 1e-5);
+    }
+    int right = continues(final);
+    print_message("%-26s %lld heads: loss %.3f, merged %.3f, trained %.4f, %d of 8 tokens right\n", model, (long long)G, first, merged, last, right);
+    assert_true(after < 0.5 * before);
+    if (last < 0.03)
+        assert_int_equal(right, 8);
+    if (decode) {
+        decodes(source);
+        decodes(final);
+    }
+    converts_again(final, gguf);
+    assert_ok(io_remove_tree(run));
+    free(source);
+    free(grouped);
+    free(run);
+    free(final);
+    free(converted);
+}
+
+static void every_family(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT_OF(ROUTES); i++) {
+        const struct route *r = &ROUTES[i];
+        if (!SANITIZED || r->sanitized || is_long())
+            walk(r->model, r->G, T, r->family, r->gguf, r->decode || is_long());
+    }
+}
+
+static void every_golden(void **state)
+{
+    (void)state;
+    if (!is_long()) {
+        print_message("skipped: every golden model with every group count (GQAKIT_TEST_LONG=1)\n");
+        skip();
+    }
+    char **names;
+    int n;
+    assert_ok(io_list(GOLDEN, &names, &n));
+    for (int i = 0; i < n; i++) {
+        struct checkpoint *ck;
+        int64_t legal[16];
+        char *path = io_join(GOLDEN, names[i]);
+        assert_ok(ckpt_open(&ck, path, NULL));
+        int count = arch_legal_groups(ckpt_arch(ck), legal, 16);
+        int64_t length = ckpt_arch(ck)->max_positions < T ? PERIOD : T;
+        ckpt_close(ck);
+        for (int k = count > 1; k < count; k++)
+            walk(names[i], legal[k], length, NULL, -1, 1);
+        free(path);
+    }
+    io_names_free(names, n);
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(every_family, setup, teardown),
+                                       cmocka_unit_test_setup_teardown(every_golden, setup, teardown)};
+    return harness_main(argc, argv, tests, COUNT_OF(tests));
+}
