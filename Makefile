@@ -188,13 +188,13 @@ demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table 
 	@$(MAKE) --no-print-directory all
 	@tools/demo
 
-# Each script says what it skips when its Python packages are missing. PYTHON: of a virtual environment that has them.
+# Each script says what it skips when its Python packages are missing. PYTHON, LLAMACPP_PYTHON: of virtual environments that have them.
 PYTHON ?= python3
+LLAMACPP_PYTHON ?= $(PYTHON)
 .PHONY: test-interop
 test-interop: all ## what we write, run by other programs: Hugging Face transformers, llama.cpp (PYTHON=... with those packages)
-	@status=0; for s in check-targets check-transformers check-llamacpp; do \
-	  if [ ! -e tools/$$s ]; then echo "skipped: tools/$$s is not there"; continue; fi; \
-	  echo "== tools/$$s"; BUILD=$(OUT) $(PYTHON) tools/$$s || status=1; done; exit $$status
+	@status=0; for s in "$(PYTHON) tools/check-targets" "$(PYTHON) tools/check-transformers" "$(LLAMACPP_PYTHON) tools/check-llamacpp"; do \
+	  echo "== $$s"; BUILD=$(OUT) $$s || status=1; done; exit $$status
 
 # The CUDA benchmarks need a GPU; without one they are built (bench-built) and left out here.
 GPU := $(wildcard /dev/nvidiactl)
