@@ -311,20 +311,21 @@ static void scales(void **state)
     a.attn_scale = 1;
     a.stack[STACK_DEC].block[1].scale = 0.5;
     a.stack[STACK_DEC].block[1].window = 16;
-    for (int norm = 0; norm < 2; norm++) {
+    for (int norm = 0; norm < 3; norm++) { /* no query norm; one; one whose weights are stored as w - 1 */
         a.qk_norm = norm ? QK_NORM_HEAD : QK_NORM_NONE;
+        a.norm = norm == 2 ? NORM_RMS1P : NORM_LAYER;
         struct checkpoint *was = make("scale.h5", &a, DT_F32), *now = rewritten("scale2.h5", &a, DT_F32, REWRITE_SCALE_Q | REWRITE_DROP_WINDOWS);
         assert_true(fabs(ckpt_arch(now)->attn_scale - 1 / sqrt(8.0)) < 1e-15);
         assert_int_equal(ckpt_arch(now)->stack[STACK_DEC].block[1].window, 0);
         for (int l = 0; l < L; l++) {
             static const char *const names[] = {"attn.q.w", "attn.q.b", "attn.q_norm.w"};
-            for (int k = 0; k < 2 + norm; k++) {
+            for (int k = 0; k < (norm ? 3 : 2); k++) {
                 char name[64];
                 snprintf(name, sizeof name, "dec.%d.%s", l, names[k]);
-                double *x = load(was, name), *y = load(now, name), factor = norm == (k == 2) ? (l ? 0.5 : 1) * sqrt(8.0) : 1;
+                double *x = load(was, name), *y = load(now, name), factor = (norm > 0) == (k == 2) ? (l ? 0.5 : 1) * sqrt(8.0) : 1, plus = norm == 2 && k == 2 ? 1 : 0;
                 int64_t n = ckpt_find(was, name)->n[0] * ckpt_find(was, name)->n[1];
                 for (int64_t i = 0; i < n; i++)
-                    x[i] *= factor;
+                    x[i] = (x[i] + plus) * factor - plus;
                 near(y, x, n, 1e-7);
                 free(x);
                 free(y);
