@@ -47,6 +47,7 @@ struct cell {
     json_t *evals;  /* [[step, validation loss], ...] as gqa-uptrain measured */
     json_t *decode; /* rows of gqa-eval decode */
     char error[256];
+    char home[512]; /* what gqa-convert said of where the result lives; "" for the original */
 };
 
 struct summary { int64_t G; const char *method, *grouping, *loss; double alpha; double mean, sd; int n; double ms; }; /* over seeds; ms: decode, first row, per token */
@@ -61,7 +62,7 @@ struct ablation {
     int n_cells, baseline; /* index of G = H, alpha = 0 */
     struct summary *summaries;
     int n_summaries, recommended; /* index into summaries, -1 none */
-    char reason[512];
+    char reason[1100];
 };
 
 void ablate_config_help(void); /* the keys of the YAML */

@@ -23,6 +23,7 @@ static json_t *cell_json(const struct cell *c)
     json_object_set_new(j, "kv_bytes", json_integer(c->kv_bytes));
     json_object_set_new(j, "convert_s", number(c->convert_s));
     json_object_set_new(j, "uptrain_s", number(c->uptrain_s));
+    json_object_set_new(j, "home", *c->home ? json_string(c->home) : json_null());
     json_object_set_new(j, "status", json_string(c->done ? "done" : "failed"));
     json_object_set_new(j, "error", c->done ? json_null() : json_string(c->error));
     return j;

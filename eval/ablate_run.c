@@ -41,6 +41,8 @@ static enum code convert_step(const struct ablation *a, struct cell *c, const st
     }
     json_t *j = NULL;
     TRY(json_read_file(record, RESULT_LIMIT, &j));
+    const char *home = json_string_value(json_object_get(json_object_get(j, "target"), "sentence"));
+    snprintf(c->home, sizeof c->home, "%s", home ? home : "");
     c->convert_s = json_number_value(json_object_get(j, "seconds"));
     json_decref(j);
     return OK;
@@ -183,6 +185,7 @@ static json_t *cell_record(const struct cell *c)
         json_object_set_new(j, "bits_per_byte", json_real(c->bits_per_byte));
     json_object_set(j, "curve", c->curve);
     json_object_set(j, "evals", c->evals);
+    json_object_set_new(j, "home", json_string(c->home));
     return j;
 }
 
@@ -195,6 +198,8 @@ static enum code load_record(struct cell *c, const char *path)
     c->loss_stderr = json_number_value(json_object_get(j, "loss_stderr"));
     c->convert_s = json_number_value(json_object_get(j, "convert_s"));
     c->uptrain_s = json_number_value(json_object_get(j, "uptrain_s"));
+    const char *home = json_string_value(json_object_get(j, "home"));
+    snprintf(c->home, sizeof c->home, "%s", home ? home : "");
     c->curve = json_incref(json_object_get(j, "curve"));
     c->evals = json_incref(json_object_get(j, "evals"));
     if (json_object_get(j, "bits_per_byte"))

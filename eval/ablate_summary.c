@@ -47,6 +47,15 @@ static void fill_moments(struct ablation *a)
 
 static int better(const struct summary *x, const struct summary *y) { return x->G != y->G ? x->G < y->G : x->mean < y->mean; }
 
+/* Where a result of that many heads lives: the same for every method and amount of training. */
+static const char *home_of(const struct ablation *a, int64_t G)
+{
+    for (int i = 0; i < a->n_cells; i++)
+        if (a->cells[i].G == G && *a->cells[i].home)
+            return a->cells[i].home;
+    return "";
+}
+
 static void recommend(struct ablation *a)
 {
     const struct cell *base = &a->cells[a->baseline];
@@ -62,9 +71,11 @@ static void recommend(struct ablation *a)
     }
     if (a->recommended >= 0) {
         const struct summary *s = &a->summaries[a->recommended];
+        const char *home = home_of(a, s->G);
         snprintf(a->reason, sizeof a->reason,
-                 "%lld key/value heads (%s, alpha %g): loss %.4f against %.4f of the original (%+.4f, margin %.4f), %.2f x the decode speed. It is the fewest heads within the margin.",
-                 (long long)s->G, s->method, s->alpha, s->mean, base->loss_final, s->mean - base->loss_final, a->config.margin, decode_ms(base) / s->ms);
+                 "%lld key/value heads (%s, alpha %g): loss %.4f against %.4f of the original (%+.4f, margin %.4f), %.2f x the decode speed. It is the fewest heads within the margin.%s%s%s",
+                 (long long)s->G, s->method, s->alpha, s->mean, base->loss_final, s->mean - base->loss_final, a->config.margin, decode_ms(base) / s->ms,
+                 *home ? " Home: " : "", home, *home ? "." : "");
     } else if (closest >= 0) {
         const struct summary *s = &a->summaries[closest];
         snprintf(a->reason, sizeof a->reason,

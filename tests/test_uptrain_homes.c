@@ -85,7 +85,7 @@ static void ablation(void **state)
                      "uptrain:\n  data: {train: [%s/tokens.bin], validation: [%s/tokens.bin], format: raw, dtype: uint16}\n"
                      "  sequence_len: 16\n  micro_batch_size: 4\n  original_tokens: 512\n  optimizer: {lr: 1.0e-3}\n"
                      "evaluate: {data: [%s/tokens.bin], context: 16, limit: 200, decode: {batch: [1], context: [16], new: 2, repeats: 1}}\n"
-                     "margin: 0.5\nthreads: 1\n",
+                     "margin: 9\nthreads: 1\n",
                      temp_dir(), temp_dir(), temp_dir(), temp_dir());
     temp_write("ablate.yaml", text, (size_t)n);
     struct child c = child_run(ARGS(program, "ablate", yaml), NULL);
@@ -97,6 +97,8 @@ static void ablation(void **state)
     assert_int_equal(json_array_size(cells), 6);
     for (size_t i = 0; i < 6; i++)
         assert_string_equal(json_string_value(json_object_get(json_array_get(cells, i), "status")), "done");
+    assert_non_null(strstr(json_string_value(json_object_get(json_array_get(cells, 1), "home")), "PhiForCausalLM"));
+    assert_non_null(strstr(json_string_value(json_object_get(json_object_get(j, "recommendation"), "reason")), "Home: "));
     json_decref(j);
     free(path);
     free(yaml);
