@@ -85,8 +85,7 @@ static void rope(struct keys *k, const struct arch *a)
         number(k, "rope.scaling.original_context_length", r->original_max_positions);
         real(k, "rope.scaling.attn_factor", r->attention_factor);
         break;
-    case ROPE_DEFAULT: case ROPE_DYNAMIC: case ROPE_LLAMA3:
-        gguf_put_text(k->b, key(k, "rope.scaling.type"), "none");
+    case ROPE_DEFAULT: case ROPE_DYNAMIC: case ROPE_LLAMA3: /* "none" would forbid scaling on llama.cpp's command line too */
         break;
     }
 }

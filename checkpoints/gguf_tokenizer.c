@@ -161,6 +161,29 @@ static int adds_space(const json_t *root)
     return scheme ? strcmp(scheme, "never") != 0 : json_is_true(json_object_get(pre, "add_prefix_space"));
 }
 
+/* What llama.cpp does itself: SentencePiece's space and prefix. */
+static int is_prefix_step(const json_t *step)
+{
+    const char *type = json_string_value(json_object_get(step, "type"));
+    const char *from = json_string_value(json_object_get(json_object_get(step, "pattern"), "String"));
+    return type && (!strcmp(type, "Prepend") || (!strcmp(type, "Replace") && from && !strcmp(from, " ")));
+}
+
+/* llama.cpp leaves every other normaliser out. NFC matters for text in decomposed form only. */
+static void normalizer_tell(const struct gguf_vocab *v, const char *where)
+{
+    const json_t *normalizer = json_object_get(v->root, "normalizer"), *steps = json_object_get(normalizer, "normalizers");
+    size_t n = steps ? json_array_size(steps) : json_is_object(normalizer);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *step = steps ? json_array_get(steps, i) : normalizer;
+        const char *type = json_string_value(json_object_get(step, "type"));
+        if (type && !strcmp(type, "NFC"))
+            log_info("%s: llama.cpp does not bring text to NFC as this tokenizer does; it matters for decomposed text only", where);
+        else if (v->kind == VOCAB_BYTES || !is_prefix_step(step))
+            log_warn("%s: llama.cpp leaves out this tokenizer's normaliser %s; it may give other tokens", where, type ? type : "(without a type)");
+    }
+}
+
 static enum code merges_put(struct gguf_buffer *b, const struct gguf_vocab *v, const char *where)
 {
     const json_t *merges = json_object_get(json_object_get(v->root, "model"), "merges"), *merge;
@@ -232,6 +255,7 @@ static int name_is_safe(const struct gguf_vocab *v, const char *name)
 
 static enum code vocab_put(struct gguf_buffer *b, const struct gguf_vocab *v, const struct arch *a, const json_t *settings, const char *where)
 {
+    normalizer_tell(v, where);
     if (v->kind == VOCAB_BYTES)
         TRY(bytes_put(b, v, where));
     else
