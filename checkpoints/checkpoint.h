@@ -59,7 +59,7 @@ int ckpt_companions(const struct checkpoint *ck, const struct ckpt_companion **l
 struct ckpt_writer;
 
 struct ckpt_target {
-    const char *path;         /* *.h5 native, else a Hugging Face directory */
+    const char *path;         /* *.h5 native, *.gguf for llama.cpp, else a Hugging Face directory */
     const struct arch *arch;  /* of the result */
     struct checkpoint *source; /* whose config.json, companions, tensor names, dtypes, order and shards are kept; NULL: a new model */
     enum dtype dtype;         /* DT_NONE: each tensor keeps its source dtype (a new model: f32) */

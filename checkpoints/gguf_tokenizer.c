@@ -1,4 +1,4 @@
-/* tokenizer.* of a GGUF file, from the files that travel with a Hugging Face model: tokenizer.json, or vocab.json and merges.txt;
+/* tokenizer.* of a GGUF file, from the files that travel with a Hugging Face model: tokenizer.json, vocab.json and merges.txt, or tokenizer.model;
  * tokenizer_config.json for the special tokens, whether they are added, and the chat template. */
 #include "gguf_tokenizer.h"
 
@@ -62,13 +62,24 @@ static enum code from_parts(struct gguf_vocab *v, const struct ckpt_companion *v
     return v->root ? OK : fail(ERR_INPUT, "%s: merges.txt is not UTF-8 text", where);
 }
 
+static enum code from_pieces(struct gguf_vocab *v, const struct ckpt_companion *pieces, const json_t *settings, const char *where)
+{
+    TRY(gguf_sentencepiece(pieces->bytes, pieces->n, where, &v->root));
+    json_t *list = added_list(settings);
+    json_array_extend(json_object_get(v->root, "added_tokens"), list);
+    json_decref(list);
+    return OK;
+}
+
 enum code gguf_tokenizer_read(struct gguf_vocab *v, const struct ckpt_companion *list, int n, const json_t *settings, const char *where)
 {
-    const struct ckpt_companion *whole = gguf_companion(list, n, "tokenizer.json");
+    const struct ckpt_companion *whole = gguf_companion(list, n, "tokenizer.json"), *pieces = gguf_companion(list, n, "tokenizer.model");
     const struct ckpt_companion *vocab = gguf_companion(list, n, "vocab.json"), *merges = gguf_companion(list, n, "merges.txt");
     if (whole)
         return parse(whole, where, &v->root);
-    return vocab && merges ? from_parts(v, vocab, merges, settings, where) : OK;
+    if (vocab && merges)
+        return from_parts(v, vocab, merges, settings, where);
+    return pieces ? from_pieces(v, pieces, settings, where) : OK;
 }
 
 /* ---- special tokens ------------------------------------------------------------------------------------------------- */

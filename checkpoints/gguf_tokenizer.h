@@ -26,6 +26,8 @@ enum code gguf_tokenizer_read(struct gguf_vocab *v, const struct ckpt_companion 
 enum code gguf_vocab_fill(struct gguf_vocab *v, int64_t V, const char **why, const char *where) MUST_USE;
 void gguf_vocab_free(struct gguf_vocab *v);
 int64_t gguf_vocab_find(const struct gguf_vocab *v, const char *text); /* -1: no such token */
+/* gguf_sentencepiece.c: tokenizer.model in the form of tokenizer.json, the scores beside the vocabulary; a new reference. */
+enum code gguf_sentencepiece(const char *bytes, size_t n, const char *where, json_t **root) MUST_USE;
 /* tokenizer.ggml.pre of a byte-level tokenizer: "gpt-2", "llama-bpe" ...; NULL: llama.cpp has none like it. */
 const char *gguf_pre_name(const json_t *root);
 /* The pre_tokenizer that a class named in tokenizer_config.json stands for; a new reference. GPT-2's, with a warning, when unknown. */

@@ -187,10 +187,14 @@ static int merge_sides(const json_t *merge, const char **a, size_t *na, const ch
 
 static enum code scores_fill(struct gguf_vocab *v, const char *where)
 {
-    const json_t *model = json_object_get(v->root, "model"), *vocab = json_object_get(model, "vocab");
+    const json_t *model = json_object_get(v->root, "model"), *vocab = json_object_get(model, "vocab"), *given = json_object_get(model, "scores");
     const json_t *merges = json_object_get(model, "merges"), *merge;
     size_t rank, count = json_array_size(merges);
     char joined[4096];
+    for (int64_t i = 0; given && i < v->n; i++) /* tokenizer.model's own */
+        v->score[i] = (float)json_real_value(json_array_get(given, (size_t)i));
+    if (given)
+        return OK;
     for (int64_t i = 0; i < v->n; i++)
         v->score[i] = -(float)count - 1; /* made by no merge: last */
     json_array_foreach ((json_t *)merges, rank, merge) {

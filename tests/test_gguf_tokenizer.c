@@ -242,6 +242,62 @@ static void parts(void **state)
     gguf_check_close(&f);
 }
 
+/* A field of a protocol buffer: number << 3 | type, then a varint, four bytes, or a length below 128 and bytes. */
+static void field(char *out, size_t *n, int number, int type, const void *bytes, size_t size)
+{
+    out[(*n)++] = (char)(number << 3 | type);
+    if (type == 2)
+        out[(*n)++] = (char)size;
+    memcpy(out + *n, bytes, size);
+    *n += size;
+}
+
+static void piece(char *out, size_t *n, const char *text, float score, char type)
+{
+    char inner[128];
+    size_t size = 0;
+    field(inner, &size, 1, 2, text, strlen(text));
+    field(inner, &size, 2, 5, &score, 4);
+    if (type != 1)
+        field(inner, &size, 3, 0, &type, 1);
+    field(out, n, 1, 2, inner, size);
+}
+
+static void sentencepiece(void **state)
+{
+    (void)state;
+    static char model[8192];
+    char text[8], inner[8];
+    size_t n = 0, size = 0;
+    piece(model, &n, "<unk>", 0, 2);
+    piece(model, &n, "<s>", 0, 3);
+    for (int b = 0; b < 256; b++) {
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)b);
+        piece(model, &n, text, 0, 6);
+    }
+    piece(model, &n, "ab", -1.5f, 1);
+    piece(model, &n, "mine", -7, 4);
+    field(inner, &size, 3, 0, "\2", 1); /* BPE */
+    field(model, &n, 2, 2, inner, size);
+    size = 0;
+    field(inner, &size, 3, 0, "\0", 1); /* no space before the text */
+    field(model, &n, 3, 2, inner, size);
+    begin(264);
+    hf_put(source, "tokenizer.model", model, n);
+    put("tokenizer_config.json", "{\"bos_token\": \"<s>\", \"add_bos_token\": true}");
+    struct gguf_file f = converted();
+    assert_true(gguf_check_is(&f, "tokenizer.ggml.model", "llama") && !gguf_check_bool(&f, "tokenizer.ggml.add_space_prefix"));
+    assert_true(type_of(&f, 0) == 2 && type_of(&f, 1) == 3 && type_of(&f, 2) == 6 && type_of(&f, 258) == 1 && type_of(&f, 259) == 4 && type_of(&f, 260) == 5);
+    assert_true(token_is(&f, 258, "ab") && gguf_check_real(&f, "tokenizer.ggml.scores", 258) == -1.5 && token_is(&f, 259, "mine"));
+    gguf_check_close(&f);
+    for (size_t cut = 0; cut < 700; cut += 3) { /* whatever is cut off, it is refused or makes a file */
+        hf_put(source, "tokenizer.model", model + (cut > 350), cut > 350 ? n - cut : cut);
+        enum code c = convert();
+        assert_true(c == OK || c == ERR_INPUT);
+    }
+    assert_true(hf_no_temporaries());
+}
+
 /* llama.cpp aborts on a text that occurs twice, and throws where a model called phi-3 lacks some tokens. */
 static void traps(void **state)
 {
@@ -304,7 +360,7 @@ int main(int argc, char **argv)
 {
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(pieces), cmocka_unit_test(bytes), cmocka_unit_test(splitters), cmocka_unit_test(specials),
-        cmocka_unit_test(parts),  cmocka_unit_test(traps), cmocka_unit_test(hostile),
+        cmocka_unit_test(parts),  cmocka_unit_test(sentencepiece), cmocka_unit_test(traps), cmocka_unit_test(hostile),
     };
     int status = harness_main(argc, argv, tests, COUNT_OF(tests));
     free(source);

@@ -1,4 +1,4 @@
-/* Any bytes as tokenizer.json and tokenizer_config.json of a model that becomes GGUF: every token text occurs once, none is empty. */
+/* Any bytes as tokenizer.json, tokenizer.model and tokenizer_config.json of a model that becomes GGUF: every token text occurs once, none is empty. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -6,9 +6,9 @@
 
 enum { V = 300 };
 
-static void vocabulary(const char *bytes, size_t n)
+static void vocabulary(const char *name, const char *bytes, size_t n)
 {
-    struct ckpt_companion file = {"tokenizer.json", bytes, n};
+    struct ckpt_companion file = {name, bytes, n};
     struct gguf_vocab v = {0};
     const char *why = "";
     enum code c = gguf_tokenizer_read(&v, &file, 1, NULL, "fuzz");
@@ -33,7 +33,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
         return 0;
     memcpy(copy, bytes, n);
     copy[n] = 0;
-    vocabulary(copy, n);
+    vocabulary("tokenizer.json", copy, n);
+    vocabulary("tokenizer.model", copy, n);
     struct ckpt_companion files[] = {{"tokenizer.json", copy, n}, {"tokenizer_config.json", copy, n}};
     if (arch_init(&a, 1) == OK) {
         a.V = V;
