@@ -41,6 +41,9 @@ BLAS_LIBS    := -L$(BLAS_DIR) -Wl,-rpath,$(BLAS_DIR) -lopenblas
 else
 BLAS_LIBS    := -lopenblas
 endif
+# LAPACKE is linked statically: the shared one would load Debian's default BLAS beside ours. LAPACK itself is in OpenBLAS.
+LAPACKE      := $(wildcard /usr/lib/$(MULTIARCH)/liblapacke.a /usr/lib64/liblapacke.a /usr/lib/liblapacke.a)
+BLAS_LIBS    := $(or $(firstword $(LAPACKE)),-llapacke) $(BLAS_LIBS)
 NVCC := $(firstword $(shell command -v nvcc 2>/dev/null) $(wildcard /usr/local/cuda/bin/nvcc))
 # Sanitizers and gcov are the host code's business.
 CUDA_ON := $(if $(NVCC),$(if $(filter 0,$(CUDA))$(filter 1,$(SAN) $(COV)),,1))
@@ -154,6 +157,8 @@ $(OUT)/libtests.a: $(HELPER_OBJ)
 	$(Q)$(AR) rcs $@ $^
 
 # What the programs consist of, without their mains, for the tests that run them inside.
+CONVERT_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard convert/*.c)))
+$(OUT)/tests/test_merge: $(CONVERT_OBJ)
 INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
 $(addprefix $(OUT)/tests/,test_device_memory cuda_model simt_model): $(INSIDE_OBJ)
 
@@ -234,7 +239,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (needs clang)
 	done
 
 info: ## what was found on this machine, and what was not
-	@BUILD=$(OUT) CC="$(CC)" PKG="$(PKG)" HDF5_PKG="$(HDF5_PKG)" BLAS_DIR="$(BLAS_DIR)" BLAS_INC="$(BLAS_INC)" \
+	@BUILD=$(OUT) CC="$(CC)" PKG="$(PKG)" HDF5_PKG="$(HDF5_PKG)" BLAS_DIR="$(BLAS_DIR)" BLAS_INC="$(BLAS_INC)" LAPACKE="$(firstword $(LAPACKE))" \
 	  FUZZ_CC="$(FUZZ_CC)" NVCC="$(NVCC)" CUDA_ON="$(CUDA_ON)" CUDA="$(CUDA)" CUDA_HOME="$(CUDA_HOME)" MACHINE="$(MACHINE)" SIMD="$(SIMD)" PROGRAMS="$(PROGRAMS)" tools/info
 
 install: all ## programs into PREFIX/bin, library and headers into PREFIX/lib and PREFIX/include/gqakit
