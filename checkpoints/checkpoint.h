@@ -1,6 +1,7 @@
 /* Floor 2: the model at rest. A checkpoint is opened, not loaded: tensors are read and written in row blocks, so converting
- * any size of model takes memory for a few blocks. Forms: Hugging Face directory (safetensors, sharded or not), native HDF5
- * (.h5, step directories of a training run), llama2.c .bin (in only).
+ * any size of model takes memory for a few blocks; where rows do not lie in rows of the file (GPT-2, GPT-J), for one tensor on
+ * each side. Forms: Hugging Face directory (safetensors, sharded or not), native HDF5 (.h5, step directories of a training run),
+ * llama2.c .bin (in only).
  * A malformed file is ERR_INPUT with one sentence, never a crash. */
 #ifndef GQAKIT_CHECKPOINTS_CHECKPOINT_H
 #define GQAKIT_CHECKPOINTS_CHECKPOINT_H

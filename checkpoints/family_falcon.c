@@ -2,6 +2,7 @@
  *   falcon-rw    sequential, n1 then n2; [H, 3, D]; ALiBi, which here is multiplied by D^-0.5 as the scores are
  *   falcon-7b    parallel with one norm; multi_query: q | k | v; rotary
  *   falcon-40b   new_decoder_architecture: parallel with two norms ln_attn, ln_mlp (falcon-11b: one); num_kv_heads groups; rotary
+ * (transformers rounds slope * position to bf16; vLLM and we do not: the same only for slopes that are powers of two, up to position 256.)
  * Biases on all matrices or none; LayerNorm always with bias; GELU with erf; tied unless said. */
 #include "family_gpt.h"
 
