@@ -27,6 +27,9 @@ enum code ckpt_open(struct checkpoint **ck, const char *path, const struct ckpt_
     static const struct ckpt_options defaults;
     *ck = NULL;
     if (!io_exists(path)) {
+        const char *slash = strchr(path, '/');
+        if (slash && slash != path && path[0] != '.' && slash[1] && !strchr(slash + 1, '/')) /* OWNER/NAME */
+            return fail(ERR_IO, "%s: no such file or directory; a model of the Hugging Face hub is downloaded first, then its directory is named here", path);
         errno = ENOENT;
         return fail_errno(path, "open");
     }

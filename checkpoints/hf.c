@@ -154,7 +154,7 @@ static enum code leftovers_check(const struct hf *hf, const struct family *famil
             return fail(ERR_INPUT, "%s: tensor \"%.80s\" belongs to no part of the model that config.json describes",
                         hf->files.shard[f->shard].path, f->tensor->name);
         if (!strcmp(f->tensor->name, "lm_head.weight"))
-            log_info("%s: lm_head.weight is left out: config.json ties it to the embedding\n", hf->base.path);
+            log_info("%s: lm_head.weight is left out: config.json ties it to the embedding", hf->base.path);
     }
     return OK;
 }

@@ -109,8 +109,12 @@ enum code hf_files_open(struct checkpoint *ck, struct hf_files *files, const str
         return sharded_open(ck, files, limit);
     if (hf_has(dir, "pytorch_model.bin") || hf_has(dir, "pytorch_model.bin.index.json"))
         return fail(ERR_UNSUPPORTED, "%s: holds pytorch_model.bin, which can run code when opened and is not read; save the model as "
-                    "safetensors first", dir);
-    return fail(ERR_INPUT, "%s: holds neither " HF_SINGLE " nor " HF_INDEX, dir);
+                    "safetensors first (from_pretrained, then save_pretrained, of transformers)", dir);
+    static const char *const others[] = {"tf_model.h5", "flax_model.msgpack", "consolidated.00.pth"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+        if (hf_has(dir, others[i]))
+            return fail(ERR_UNSUPPORTED, "%s: holds %s, which is not read; save the model as safetensors first (by transformers)", dir, others[i]);
+    return fail(ERR_INPUT, "%s: holds neither " HF_SINGLE " nor " HF_INDEX "; if a download was cut short, repeat it", dir);
 }
 
 void hf_files_close(struct hf_files *files)

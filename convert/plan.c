@@ -89,6 +89,26 @@ static enum code set_pooled(struct plan *p)
     return OK;
 }
 
+/* The refusal of a home, with those that are none: what a user can ask for instead. */
+static enum code add_alternatives(const struct arch *a, const struct options *o)
+{
+    char why[768], list[128] = "";
+    size_t used = 0;
+    size_t n = strlen(o->target);
+    int gguf = n > 5 && !strcmp(o->target + n - 5, ".gguf");
+    snprintf(why, sizeof why, "%s", fail_text());
+    for (enum ckpt_home home = HOME_NATIVE; home <= HOME_EXPANDED; home++) {
+        struct ckpt_choice choice;
+        if (home != HOME_GGUF && ckpt_choose(a, "a directory", home, NULL, &choice) == OK)
+            used += (size_t)snprintf(list + used, sizeof list - used, "%s%s%s", used ? ", " : "", ckpt_home_name(home), choice.exact ? "" : " (approximate)");
+    }
+    if (!used)
+        return fail(ERR_UNSUPPORTED, "%s; only a .h5 holds this model", why);
+    if (gguf)
+        return fail(ERR_UNSUPPORTED, "%s; write a directory (a DST without .gguf) with --target %s", why, list);
+    return fail(ERR_UNSUPPORTED, "%s; --target can be %s, or leave it out", why, list);
+}
+
 /* Bytes of the result by its own tensor table; a tensor that the source lacks has the type of its first. */
 static enum code count_bytes(struct plan *p, struct checkpoint *source, enum dtype t)
 {
@@ -120,7 +140,10 @@ enum code plan_make(struct plan *p, struct checkpoint *source, const struct opti
     enum dtype t = options_dtype(o);
     if (t != DT_NONE)
         p->arch.dtype = t;
-    TRY(ckpt_choose(&p->arch, o->target, (enum ckpt_home)o->home, o->family, &p->choice));
+    enum code c = ckpt_choose(&p->arch, o->target, (enum ckpt_home)o->home, o->family, &p->choice);
+    if (c == ERR_UNSUPPORTED)
+        c = add_alternatives(&p->arch, o);
+    TRY(c);
     TRY(ckpt_choice_arch(&p->arch, &p->choice));
     for (int64_t l = 0; l < p->arch.stack[STACK_DEC].L; l++)
         p->repeats |= p->arch.stack[STACK_DEC].block[l].G > p->pooled[l];

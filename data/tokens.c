@@ -112,7 +112,7 @@ static enum code refuse_id(const struct tokens *t, int64_t i, const unsigned cha
     char where[64] = "";
     if (t->memory == NULL)
         snprintf(where, sizeof where, " (byte %lld)", (long long)(p - t->map.p));
-    return fail(ERR_INPUT, "%s: token %lld%s has the id %lld, but the vocabulary has %lld ids", t->path, (long long)i, where,
+    return fail(ERR_INPUT, "%s: token %lld%s has the id %lld, but the vocabulary has %lld ids: another tokenizer than the model's made it", t->path, (long long)i, where,
                 (long long)id_at(t, p), (long long)limit);
 }
 

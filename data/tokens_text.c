@@ -145,5 +145,7 @@ enum code tokens_open_text(struct tokens *t, const char *path, const struct toke
         c = keep_in_memory(t, &j);
     free(j.ids.p);
     memcpy(t->sha256, j.about.input_sha256, sizeof t->sha256);
-    return c == OK ? tokens_check_ids(t, o->V) : c;
+    if (c == OK && (c = tokens_check_ids(t, o->V)) != OK && o->cache_dir != NULL)
+        return fail_in(c, "%s, tokenised", path);
+    return c;
 }

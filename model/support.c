@@ -64,7 +64,7 @@ enum code model_supports(const struct arch *a, const struct model_options *o, en
         return fail(ERR_USAGE, "%lld x %lld tokens in a pass or %lld x %lld in the K/V cache: more than 2^31 - 1", (long long)o->B, (long long)o->T,
                     (long long)o->cache_B, (long long)o->cache_S);
     if (a->pos == POS_LEARNED && (o->T > a->max_positions || o->cache_S > a->max_positions))
-        return fail(ERR_USAGE, "the model has learned positions for %lld tokens, asked for %lld", (long long)a->max_positions,
+        return fail(ERR_USAGE, "the model has learned positions for %lld tokens, asked for %lld: lower the context (and the number of new tokens)", (long long)a->max_positions,
                     (long long)(o->T > o->cache_S ? o->T : o->cache_S));
     return OK;
 }

@@ -123,7 +123,7 @@ enum code setup_data(struct run *r)
 {
     const struct options *o = &r->options;
     if (r->arch.max_positions > 0 && o->sequence_len > r->arch.max_positions)
-        return fail(ERR_USAGE, "%s: sequence_len %lld is beyond the model's max_position_embeddings %lld", at(r, "sequence_len"),
+        return fail(ERR_USAGE, "%s: sequence_len %lld is beyond the model's max_position_embeddings %lld; lower it", at(r, "sequence_len"),
                     (long long)o->sequence_len, (long long)r->arch.max_positions);
     char *cache = io_join(o->output_dir, "cache");
     if (!cache)
