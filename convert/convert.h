@@ -101,6 +101,7 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
 
 json_t *report_home(const struct ckpt_choice *choice); /* {home, family, exact, sentence} */
 
+void describe(const struct arch *a); /* one line on stdout: norms, residuals, positions, MLP, biases ... */
 enum code inspect_run(const struct options *o) MUST_USE;
 
 #endif

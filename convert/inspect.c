@@ -80,6 +80,16 @@ static void home_print(const struct arch *a, int64_t G, const char *path, const 
     printf("%s: %s\n", code == OK ? ckpt_home_name(c.home) : bytes ? "none" : "no gguf", code == OK ? c.sentence : fail_text());
 }
 
+/* One number, or one for each layer. */
+static void print_groups(const struct arch_stack *s)
+{
+    int same = 1;
+    for (int64_t l = 1; l < s->L; l++)
+        same &= s->block[l].G == s->block[0].G;
+    for (int64_t l = 0; l < (same ? 1 : s->L); l++)
+        printf("%s%lld", l ? "," : "", (long long)s->block[l].G);
+}
+
 static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
 {
     const struct arch *a = ckpt_arch(ck);
@@ -89,9 +99,11 @@ static void inspect_table(struct checkpoint *ck, const int64_t *legal, int n)
     format_count(count, (double)arch_parameters(a));
     printf("%s: %s, family %s, %s parameters, %s\n", ckpt_path(ck), ckpt_form_name(ck), a->family[0] ? a->family : "llama", count,
            dtype_name(a->dtype));
-    printf("layers %lld, width %lld, query heads %lld, key/value heads %lld (layer 0), head width %lld, MLP width %lld, vocabulary %lld, positions %lld\n\n",
-           (long long)s->L, (long long)a->C, (long long)b->H, (long long)b->G, (long long)b->D, (long long)b->F, (long long)a->V,
-           (long long)a->max_positions);
+    printf("layers %lld, width %lld, query heads %lld, key/value heads ", (long long)s->L, (long long)a->C, (long long)b->H);
+    print_groups(s);
+    printf(", head width %lld, MLP width %lld, vocabulary %lld, positions %lld\n", (long long)b->D, (long long)b->F, (long long)a->V, (long long)a->max_positions);
+    describe(a);
+    printf("\n");
     printf("%-40s %-52s %-6s %s\n", "tensor", "in the file", "type", "shape");
     for (int i = 0; i < ckpt_count(ck); i++) {
         const struct ckpt_tensor *t = ckpt_at(ck, i);
