@@ -1,5 +1,8 @@
 #include "gguf_check.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "harness.h"
 
 static const size_t SIZES[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8}; /* by value type; 8 string, 9 array */
@@ -231,4 +234,19 @@ float gguf_check_element(const struct gguf_entry *t, uint64_t i)
     }
     memcpy(&half, t->p + 2 * i, 2);
     return t->type == 1 ? f32_from_f16(half) : f32_from_bf16(half);
+}
+
+void gguf_check_hush(int on)
+{
+    static int kept = -1;
+    fflush(stderr);
+    if (on) {
+        kept = dup(2);
+        int null = open("/dev/null", O_WRONLY);
+        dup2(null, 2);
+        close(null);
+    } else {
+        dup2(kept, 2);
+        close(kept);
+    }
 }

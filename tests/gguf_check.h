@@ -31,5 +31,7 @@ int32_t gguf_check_i32(const struct gguf_file *f, const char *key, uint64_t i); 
 double gguf_check_real(const struct gguf_file *f, const char *key, uint64_t i);
 const struct gguf_entry *gguf_check_tensor(const struct gguf_file *f, const char *name); /* NULL if absent */
 float gguf_check_element(const struct gguf_entry *t, uint64_t i);
+/* Warnings of what is called between 1 and 0 are not shown: that a model has no tokenizer, 200 times over. */
+void gguf_check_hush(int on);
 
 #endif

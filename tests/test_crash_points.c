@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "gguf_check.h"
 #include "harness.h"
 #include "native_model.h"
 
@@ -82,15 +83,15 @@ int open(const char *path, int flags, ...)
 /* ---- the scenes --------------------------------------------------------------------------------------------------- */
 
 static struct arch A;
-static char *run, *h5;
+static char *run, *h5, *gguf;
 
 static enum code save_next(void) { return step_put(run, &A, 30, 2); }
 static enum code save_again(void) { return step_put(run, &A, 20, 2); }
 
-static enum code file_again(void)
+static enum code write_again(const char *path)
 {
     struct ckpt_writer *w;
-    struct ckpt_target target = {.path = h5, .arch = &A, .dtype = DT_BF16, .force = 1};
+    struct ckpt_target target = {.path = path, .arch = &A, .dtype = DT_BF16, .force = 1};
     TRY(ckpt_create(&w, &target));
     for (int i = 0; i < ckpt_writer_count(w); i++) {
         const struct ckpt_tensor *t = ckpt_writer_at(w, i);
@@ -108,6 +109,9 @@ static enum code file_again(void)
     return ckpt_commit(w);
 }
 
+static enum code file_again(void) { return write_again(h5); }
+static enum code gguf_again(void) { return write_again(gguf); }
+
 static void before_step(void)
 {
     assert_ok(io_remove_tree(run));
@@ -120,6 +124,15 @@ static void before_file(void)
     assert_ok(io_remove_tree(run));
     assert_ok(io_mkdirs(run));
     model_make(h5, &A, DT_F32, 0);
+}
+
+static void before_gguf(void)
+{
+    assert_ok(io_remove_tree(run));
+    assert_ok(io_mkdirs(run));
+    gguf_check_hush(1);
+    model_make(gguf, &A, DT_F32, 0);
+    gguf_check_hush(0);
 }
 
 /* 1 when the new state is there, 0 when the old one is; anything else fails the test. */
@@ -145,11 +158,27 @@ static int after_file(void)
     return t == DT_BF16;
 }
 
+/* Whole, and every value of token_embd.weight is that of its state: the same, rounded or not. */
+static int after_gguf(void)
+{
+    struct gguf_file f;
+    gguf_check_open(&f, gguf);
+    const struct gguf_entry *t = gguf_check_tensor(&f, "token_embd.weight");
+    int new = t->type != 0;
+    for (uint64_t i = 0; i < t->ne[0] * t->ne[1]; i++) {
+        float x = model_value("embed.weight", (int64_t)i);
+        assert_true(gguf_check_element(t, i) == (new ? f32_from_bf16(bf16_from_f32(x)) : x));
+    }
+    gguf_check_close(&f);
+    return new;
+}
+
 struct scene { const char *name; void (*before)(void); enum code (*save)(void); int (*after)(void); int left; };
 static const struct scene SCENES[] = {
     {"a new step, one pruned", before_step, save_next, after_next, 2},
     {"a step saved again", before_step, save_again, after_again, 2},
     {"an .h5 replaced", before_file, file_again, after_file, 1},
+    {"a .gguf replaced", before_gguf, gguf_again, after_gguf, 1},
 };
 
 static int entries(const char *dir)
@@ -211,7 +240,7 @@ static void play(const struct scene *s)
                     assert_true(is_new);
                 leftovers += entries(run) != s->left;
             }
-            if (s->save != file_again && k % STRIDE == 0) { /* the next save cleans up (a bare file's temporaries are named by pid only) */
+            if (s->save != file_again && s->save != gguf_again && k % STRIDE == 0) { /* the next save cleans up (a bare file's temporaries are named by pid only) */
                 assert_ok(s->save());
                 assert_true(s->after());
                 assert_int_equal(entries(run), s->left);
@@ -244,16 +273,25 @@ static void test_file_replaced(void **state)
     play(&SCENES[2]);
 }
 
+static void test_gguf_replaced(void **state)
+{
+    (void)state;
+    play(&SCENES[3]);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_next_step), cmocka_unit_test(test_step_again), cmocka_unit_test(test_file_replaced)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_next_step), cmocka_unit_test(test_step_again), cmocka_unit_test(test_file_replaced),
+                                       cmocka_unit_test(test_gguf_replaced)};
     native_arch(&A, 8, 0);
     log_quiet(1);
     run = temp_path("run");
     h5 = temp_path("run/m.h5");
+    gguf = temp_path("run/m.gguf");
     int status = harness_main(argc, argv, tests, COUNT_OF(tests));
     arch_free(&A);
     free(run);
     free(h5);
+    free(gguf);
     return status;
 }

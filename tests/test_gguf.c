@@ -1,9 +1,7 @@
 /* GGUF: the container, every tensor's values against the source by a second, naive description of llama.cpp's layouts, metadata,
  * refusals. Tokenizers are test_gguf_tokenizer.c; llama.cpp itself runs the files in tools/check-llamacpp. */
 #include <dirent.h>
-#include <fcntl.h>
 #include <math.h>
-#include <unistd.h>
 
 #include "checkpoints/checkpoint.h"
 #include "gguf_check.h"
@@ -125,22 +123,6 @@ static void file_check(const char *path, struct checkpoint *ck, enum dtype type)
     gguf_check_close(&f);
 }
 
-/* The warning that there is no tokenizer, 200 times over, is not shown. */
-static void hush(int on)
-{
-    static int kept = -1;
-    fflush(stderr);
-    if (on) {
-        kept = dup(2);
-        int null = open("/dev/null", O_WRONLY);
-        dup2(null, 2);
-        close(null);
-    } else {
-        dup2(kept, 2);
-        close(kept);
-    }
-}
-
 static enum code to_gguf(const char *from, const char *path, enum dtype type, int64_t step, struct checkpoint **kept, struct ckpt_choice *choice)
 {
     struct checkpoint *ck;
@@ -154,10 +136,10 @@ static enum code to_gguf(const char *from, const char *path, enum dtype type, in
     TRY(ckpt_rewritten(&ck, ck, choice));
     struct ckpt_target target = {.path = path, .arch = ckpt_arch(ck), .source = ck, .dtype = type, .force = 1};
     c = ckpt_target_check(&target);
-    hush(1);
+    gguf_check_hush(1);
     if (c == OK)
         c = ckpt_create(&w, &target);
-    hush(0);
+    gguf_check_hush(0);
     if (c == OK) {
         hf_copy_rows(ck, w, step);
         c = ckpt_commit(w);
@@ -255,9 +237,9 @@ static struct gguf_file written(const struct arch *a)
 {
     struct gguf_file f;
     char *path = temp_path("meta.gguf");
-    hush(1);
+    gguf_check_hush(1);
     small_write(path, a, 1, 1, NULL);
-    hush(0);
+    gguf_check_hush(0);
     gguf_check_open(&f, path);
     free(path);
     return f;
