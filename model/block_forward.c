@@ -44,20 +44,26 @@ static enum code norm_add(const struct block *b, int which, struct view y, struc
     return e->be->norm_add_fwd(e->dev, y, b->v.mean2, b->v.rstd2, sub, x, w->mlp_norm_w, w->mlp_norm_b, a->norm, (float)a->norm_eps);
 }
 
-static enum code sequential(const struct block *b, struct view base, int for_backward)
+/* What the attention reads, its projection and the attention itself: o in keep. The input of a block with its norms at the end is never
+ * a pair. */
+static enum code attend(const struct block *b, struct view base)
 {
+    if (b->e->arch->norm_place != NORM_PRE)
+        return attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x);
     TRY(norm_in(b, base));
-    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->n));
+    return attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->n);
+}
+
+static enum code sequential(const struct block *b, int for_backward)
+{
     TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
     TRY(norm(b, 2, b->n, b->v.mid, b->v.x, b->branch));
     TRY(mlp_forward(b->e, b->w, &b->v, b->n));
     return for_backward ? OK : mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 0.0f);
 }
 
-static enum code parallel(const struct block *b, struct view base, int for_backward)
+static enum code parallel(const struct block *b, int for_backward)
 {
-    TRY(norm_in(b, base));
-    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->n));
     if (!for_backward)
         TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
     if (b->e->arch->residual == RESIDUAL_PARALLEL_TWO_NORMS)
@@ -66,11 +72,9 @@ static enum code parallel(const struct block *b, struct view base, int for_backw
     return for_backward ? OK : mlp_output(b->e, b->dims, b->w, &b->v, b->branch, 1.0f);
 }
 
-/* The input of a block with its norms at the end is never a pair. */
 static enum code post_sublayer(const struct block *b)
 {
     struct view sub1 = b->v.sub1.p ? b->v.sub1 : b->branch, sub2 = b->v.sub2.p ? b->v.sub2 : b->branch;
-    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
     TRY(attn_output(b->e, b->w, &b->v, sub1, 0.0f));
     TRY(norm_add(b, 1, b->v.mid, sub1, b->v.x));
     TRY(mlp_forward(b->e, b->w, &b->v, b->v.mid));
@@ -80,7 +84,6 @@ static enum code post_sublayer(const struct block *b)
 
 static enum code post_residual(const struct block *b)
 {
-    TRY(attn_forward(b->e, b->dims, b->w, &b->v, b->kv, b->v.x));
     TRY(attn_output(b->e, b->w, &b->v, b->branch, 0.0f));
     TRY(norm(b, 1, b->n, b->v.sub1, b->v.x, b->branch));
     TRY(mlp_forward(b->e, b->w, &b->v, b->n));
@@ -88,17 +91,44 @@ static enum code post_residual(const struct block *b)
     return norm(b, 2, b->v.out, b->v.sub2, b->n, b->branch);
 }
 
-enum code block_forward(const struct block_env *e, const struct arch_block *dims, const struct block_params *w,
-                        const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward)
+static struct block block_of(const struct block_env *e, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep,
+                             const struct kv_layer *kv)
 {
     int64_t N = e->B * e->T, C = e->arch->C;
     struct block b = {e, dims, w, kv, block_views(e, dims, keep), act_2d(e, e->n, N, C), act_2d(e, e->branch, N, C)};
+    return b;
+}
+
+enum code block_attend(const struct block_env *e, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep,
+                       const struct kv_layer *kv, struct view base)
+{
+    struct block b = block_of(e, dims, w, keep, kv);
+    return attend(&b, base);
+}
+
+enum code block_norm_in(const struct block_env *e, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep)
+{
+    struct block b = block_of(e, dims, w, keep, NULL);
+    return norm_in(&b, view_none());
+}
+
+enum code block_rest(const struct block_env *e, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep,
+                     int for_backward)
+{
+    struct block b = block_of(e, dims, w, keep, NULL);
     switch (e->arch->norm_place) {
-    case NORM_PRE: return is_parallel(e->arch) ? parallel(&b, base, for_backward) : sequential(&b, base, for_backward);
+    case NORM_PRE: return is_parallel(e->arch) ? parallel(&b, for_backward) : sequential(&b, for_backward);
     case NORM_POST_SUBLAYER: return post_sublayer(&b);
     case NORM_POST_RESIDUAL: return post_residual(&b);
     }
     return fail(ERR_INTERNAL, "norm place %d is unknown", (int)e->arch->norm_place);
+}
+
+enum code block_forward(const struct block_env *e, const struct arch_block *dims, const struct block_params *w,
+                        const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward)
+{
+    TRY(block_attend(e, dims, w, keep, kv, base));
+    return block_rest(e, dims, w, keep, for_backward);
 }
 
 struct block_output block_output(const struct block_env *e, const struct block_keep *keep)

@@ -28,13 +28,6 @@ enum code head_input(struct model *m, struct block_output rows, const struct hea
     return OK;
 }
 
-enum code head_input_all(struct model *m, struct view *hidden)
-{
-    struct view none = view_none();
-    struct head_norm norm = {act_2d(&m->env, m->env.n, m->env.B * m->env.T, m->arch.C), none, none, none};
-    return head_input(m, pass_output(m), &norm, hidden);
-}
-
 enum code head_forward_backward(struct model *m, const float *inv_count, double *loss_sum, int64_t *count)
 {
     const struct arch *a = &m->arch;

@@ -41,9 +41,8 @@ static enum code load_tensor(struct model *m, const struct model_param *p, struc
     return OK;
 }
 
-enum code model_load(struct model *m, struct checkpoint *ck)
+static enum code load_tensors(struct model *m, struct checkpoint *ck, int64_t part)
 {
-    TRY(arch_agrees(&m->arch, ckpt_arch(ck), ckpt_path(ck)));
     int64_t bytes = 8 << 20;
     for (int i = 0; i < m->n_params; i++) {
         int64_t row = m->param[i].spec.n[1] * (int64_t)sizeof(float);
@@ -54,7 +53,21 @@ enum code model_load(struct model *m, struct checkpoint *ck)
         return fail(ERR_MEMORY, "out of memory for a block of parameters");
     enum code c = OK;
     for (int i = 0; i < m->n_params && c == OK; i++)
-        c = load_tensor(m, &m->param[i], ck, staging, bytes);
+        if (part == PART_NONE || param_in_part(m, &m->param[i].spec, part))
+            c = load_tensor(m, &m->param[i], ck, staging, bytes);
     free(staging);
-    return c == OK ? model_refresh(m) : c;
+    return c;
+}
+
+enum code load_part(struct model *m, struct checkpoint *ck, int64_t part)
+{
+    return load_tensors(m, ck, part);
+}
+
+enum code model_load(struct model *m, struct checkpoint *ck)
+{
+    CHECK(!m->options.layered);
+    TRY(arch_agrees(&m->arch, ckpt_arch(ck), ckpt_path(ck)));
+    TRY(load_tensors(m, ck, PART_NONE));
+    return model_refresh(m);
 }

@@ -24,6 +24,7 @@ struct model_options {
     int64_t B, T;      /* largest batch for forward/backward, scoring and prefill; 0 with cache only decodes */
     int64_t cache_B, cache_S; /* K/V cache for this many sequences and positions; 0: none */
     enum dtype cache_dtype;   /* DT_F32 or DT_BF16 */
+    int layered;              /* one part of the parameters in memory at a time, see "one layer at a time"; f32, no training, no cache */
 };
 
 /* Bytes, as they will be reserved. parameters: with the bf16 copy and the master weights; gradients: f32, as large as one moment. */
@@ -82,6 +83,36 @@ void model_on_grad_ready(struct model *m, model_grad_ready_fn *fn, void *context
 /* No gradients. logp f32 [B,T] (p NULL: not wanted): ln p(target), 0 where masked. logp and the sums, which are added to, are host
  * memory; returns when they are there. Works on training and non-training models. */
 enum code model_score(struct model *m, const struct batch *b, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
+
+/* ---- one layer at a time --------------------------------------------------------------------------------------------
+ * For models larger than memory: opened with options.layered, a model holds the embedding, one block, or the final norm and head. Whoever
+ * walks the parts keeps the hidden states x [N,C] f32, N = B*T rows of a batch, in host memory. model_param_find gives the parameters of
+ * the part in memory (value.p NULL for all others), which may be written before the next call. */
+
+enum { MODEL_PART_EMBED = -1 }; /* 0 .. L-1 are the blocks, L is the head */
+/* Tensors must have this arch's shapes, the rest of the checkpoint's arch is not looked at (its K/V heads may differ in other parts). */
+enum code model_part_load(struct model *m, struct checkpoint *ck, int64_t part) MUST_USE;
+/* The part without reading any values: for a part that the caller fills. */
+void model_part_set(struct model *m, int64_t part);
+enum code model_part_embed(struct model *m, const struct batch *b, float *x) MUST_USE;
+
+/* What a block's forward has in its hands, device memory, valid until the next call. p NULL where the form has no such thing. */
+struct model_block_values {
+    struct view n;       /* [N,C] what q, k and v were projected from */
+    struct view q, k, v; /* [B,T,H,D], [B,T,G,D]: as attention read them, normed and rotated */
+    struct view lse;     /* [B,H,T] of the attention */
+    struct view o;       /* [N,H*D] the attention's output, heads side by side: what the output projection reads */
+    struct view mid;     /* [N,C] x + attention: sequential forms */
+    struct view hidden;  /* [N,F] what the MLP's down projection reads */
+};
+/* Up to the attention: n, q, k, v, lse, o. */
+enum code model_block_attend(struct model *m, const struct batch *b, const float *x, struct model_block_values *v) MUST_USE;
+/* After model_block_attend: out [N,C], the block's output (x itself is fine); mid and hidden. */
+enum code model_block_finish(struct model *m, float *out, struct model_block_values *v) MUST_USE;
+/* Pre-norm forms. mid and hidden from x and an o [N,H*D] kept from model_block_attend, by the output projection as it is now. */
+enum code model_block_hidden(struct model *m, const struct batch *b, const float *x, const float *o, struct model_block_values *v) MUST_USE;
+/* As model_score, from the last block's output x. */
+enum code model_part_score(struct model *m, const struct batch *b, const float *x, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
 
 /* ---- K/V cache ------------------------------------------------------------------------------------------------------ */
 

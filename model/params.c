@@ -130,6 +130,75 @@ static void weights_add(struct weights *w, const struct model *m, const struct t
     }
 }
 
+int param_in_part(const struct model *m, const struct tensor_spec *s, int64_t part)
+{
+    int64_t L = m->arch.stack[STACK_DEC].L;
+    if (s->layer >= 0)
+        return s->layer == part;
+    switch (s->slot) {
+    case T_EMBED: return part == MODEL_PART_EMBED || (part == L && m->arch.tied);
+    case T_FINAL_NORM_W: case T_FINAL_NORM_B: case T_EMBED_PROJ_OUT: case T_HEAD_W: case T_HEAD_B: return part == L;
+    default: return part == MODEL_PART_EMBED;
+    }
+}
+
+/* Places the part's parameters as a flat range of their own; returns its bytes. base NULL: only that. */
+static int64_t part_place(struct model *m, int64_t part, char *base)
+{
+    int64_t at = 0;
+    for (int i = 0; i < m->n_params; i++) {
+        struct model_param *p = &m->param[i];
+        if (!param_in_part(m, &p->spec, part))
+            continue;
+        int64_t width = (int64_t)dtype_bytes(stored_dtype(m, &p->spec));
+        if (i == 0 || !joins_previous(p->spec.slot, m->param[i - 1].spec.slot))
+            at = round_up(at, ALIGN);
+        p->offset = at / width;
+        if (base) {
+            p->value = p->master = param_view(&p->spec, stored_dtype(m, &p->spec), base, p->offset);
+            weights_add(&m->value, m, &p->spec, p->value);
+        }
+        at += p->count * width;
+    }
+    return round_up(at, ALIGN);
+}
+
+static void part_forget(struct model *m)
+{
+    struct block_params *blocks = m->value.block, none;
+    memset(&none, 0, sizeof none);
+    for (int i = 0; i < m->n_params; i++)
+        m->param[i].value = m->param[i].master = m->param[i].grad = view_none();
+    for (int64_t l = 0; l < m->arch.stack[STACK_DEC].L; l++) {
+        struct view alibi = blocks[l].alibi;
+        blocks[l] = none;
+        blocks[l].alibi = alibi;
+    }
+    memset(&m->value, 0, sizeof m->value);
+    m->value.block = blocks;
+}
+
+void params_part(struct model *m, int64_t part)
+{
+    part_forget(m);
+    (void)part_place(m, part, m->parameters.base);
+    if (m->arch.tied && part == m->arch.stack[STACK_DEC].L)
+        m->value.head = m->value.embed;
+    m->part = part;
+}
+
+/* The largest part. */
+static void parts_carve(struct model *m)
+{
+    int64_t most = 0;
+    for (int64_t part = MODEL_PART_EMBED; part <= m->arch.stack[STACK_DEC].L; part++) {
+        int64_t bytes = part_place(m, part, NULL);
+        most = bytes > most ? bytes : most;
+    }
+    (void)arena_carve(&m->parameters, (size_t)most);
+    m->part = PART_NONE;
+}
+
 /* The range of each type, or what stands for it. */
 struct ranges { void *whole, *low, *vectors; };
 
@@ -156,6 +225,10 @@ static void values_set(const struct model *m, struct model_param *p, const struc
 
 void params_carve(struct model *m)
 {
+    if (m->options.layered) {
+        parts_carve(m);
+        return;
+    }
     struct ranges r = ranges_carve(m);
     char *grads = m->options.train ? arena_carve(&m->gradients, m->param_bytes) : NULL;
     int64_t vectors = 0;
@@ -200,7 +273,7 @@ const struct model_param *model_param_find(const struct model *m, const char *ca
 struct model_flat model_flat(const struct model *m)
 {
     struct model_flat f = {NULL, NULL, NULL, 0};
-    if (m->options.dtype != DT_F32 && !m->options.train)
+    if ((m->options.dtype != DT_F32 && !m->options.train) || m->options.layered)
         return f;
     f.params = trains_bf16(m) && m->options.no_master ? NULL : m->parameters.base;
     f.grads = (float *)(void *)m->gradients.base;

@@ -74,6 +74,8 @@ struct block_env {
 
 struct score_sums { double loss; int64_t count; };
 
+enum { PART_NONE = -2 };
+
 /* A decode step of one shape: the first runs as it is, the second is recorded, the others run the record. */
 enum decode_state { DECODE_NEW, DECODE_WARM, DECODE_RECORDED, DECODE_PLAIN };
 struct decode_graph { enum decode_state state; struct graph *graph; };
@@ -94,6 +96,7 @@ struct model {
     struct block_keep *keep; /* [L] */
     struct kv_layer *kv;     /* [L], cache only */
     struct block_env env;    /* pointers fixed at open; B, T and the views are set per pass */
+    int64_t part;            /* of a layered model: which is in memory; PART_NONE */
     int64_t rows;            /* capacity of a pass: max(B*T, 8*cache_B) */
     int64_t positions;       /* P: rows of the rotary tables */
     int32_t *ids, *targets, *pos, *seg, *lens; /* device: [rows] x 4, [cache_B] */
@@ -109,6 +112,10 @@ struct model {
 };
 
 /* params.c */
+/* Of a layered model: 1 when the parameter belongs to this part; points the views of the part's parameters into the arena, all others
+ * nowhere. */
+int param_in_part(const struct model *m, const struct tensor_spec *spec, int64_t part);
+void params_part(struct model *m, int64_t part);
 enum code params_plan(struct model *m) MUST_USE; /* the list with offsets, from arch_tensors */
 void params_carve(struct model *m);              /* parameters, gradients and all views of them */
 /* 1 when the matrices are trained in bf16: one flat f32 layout for gradients and master weights, and a bf16 copy of it. */
@@ -148,6 +155,14 @@ enum code alibi_upload(struct model *m) MUST_USE;
  * output as block_output says; with `for_backward` it may stop once everything in keep is there. */
 enum code block_forward(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
                         const struct block_keep *keep, const struct kv_layer *kv, struct view base, int for_backward) MUST_USE;
+/* Its two halves: up to the attention's o in keep (n, what the projection read, is in env->n, or keep->x where norms come last), and what
+ * follows. block_norm_in: env->n once more from keep->x, pre-norm forms. */
+enum code block_attend(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep,
+                       const struct kv_layer *kv, struct view base) MUST_USE;
+enum code block_rest(const struct block_env *env, const struct arch_block *dims, const struct block_params *w, const struct block_keep *keep,
+                     int for_backward) MUST_USE;
+enum code block_norm_in(const struct block_env *env, const struct arch_block *dims, const struct block_params *w,
+                        const struct block_keep *keep) MUST_USE;
 /* A block's output is the sum of the two, not yet added; branch p NULL: base alone. */
 struct block_output { struct view base, branch; };
 struct block_output block_output(const struct block_env *env, const struct block_keep *keep);
@@ -198,8 +213,6 @@ enum code embed_backward(struct model *m) MUST_USE;
  * what it normalises), then the projection to the embedding's width. */
 struct head_norm { struct view n, sum, mean, rstd; };
 enum code head_input(struct model *m, struct block_output rows, const struct head_norm *norm, struct view *hidden) MUST_USE;
-/* Of all rows of the pass, without statistics. */
-enum code head_input_all(struct model *m, struct view *hidden) MUST_USE;
 /* Loss and the gradient of the last block's output into env.d. */
 enum code head_forward_backward(struct model *m, const float *inv_count, double *loss_sum, int64_t *count) MUST_USE;
 
@@ -226,5 +239,9 @@ enum code pass_blocks(struct model *m) MUST_USE;
 /* Of the last block of the pass. */
 struct block_output pass_output(const struct model *m);
 struct xent_args model_xent_args(const struct model *m);
+/* score.c: the rest of model_score, from the output of the last block of a pass. */
+enum code score_rows(struct model *m, struct block_output rows, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
+/* load.c */
+enum code load_part(struct model *m, struct checkpoint *ck, int64_t part) MUST_USE;
 
 #endif

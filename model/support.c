@@ -53,6 +53,8 @@ enum code model_supports(const struct arch *a, const struct model_options *o, en
     TRY(arch_supported(a));
     if (o->dtype != DT_F32 && o->dtype != DT_BF16)
         return fail(ERR_UNSUPPORTED, "parameters in memory can be f32 or bf16, not %s", dtype_name(o->dtype));
+    if (o->layered && (o->train || o->dtype != DT_F32 || activations != DT_F32 || o->cache_B > 0))
+        return fail(ERR_UNSUPPORTED, "a model held one layer at a time is f32, does not train and has no K/V cache");
     if (o->train && o->dtype != activations)
         return fail(ERR_UNSUPPORTED, "training keeps its parameters in %s on this device, not %s", dtype_name(activations), dtype_name(o->dtype));
     if (o->cache_B > 0 && o->cache_S > 0 && o->cache_dtype != DT_F32 && o->cache_dtype != DT_BF16)
