@@ -6,8 +6,9 @@
  *
  * The R * Tq query rows of a group are packed: row n is query n / R of head g * R + n % R. A block takes up to row_tile of them and
  * one split of the positions that they see; a split is a share of the actual length, so splits are even whatever the capacity.
- * Result of a split and a row: m = max of the scores (scale q.k, and ALiBi) times log2(e), l = sum 2^(score - m), o = sum 2^(score - m) v. Results are merged in
- * split order: by the last block of the rows to finish when that is little work, else by a kernel of its own. */
+ * Result of a split and a row: m = max of the scores (scale q.k, and ALiBi) times log2(e), l = sum 2^(score - m),
+ * o = sum 2^(score - m) v. Results are merged in split order: by the last block of the rows to finish when that is little work, else by
+ * a kernel of its own. */
 #ifndef GQAKIT_KERNELS_CUDA_DECODE_CUH
 #define GQAKIT_KERNELS_CUDA_DECODE_CUH
 
