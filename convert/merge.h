@@ -41,8 +41,8 @@ enum code attention_layer_new(struct attention_layer *a, const struct arch *arch
 void attention_layer_free(struct attention_layer *a); /* of a zeroed struct too */
 /* New, and filled from the checkpoint. A non-finite value is ERR_INPUT with its tensor's name. */
 enum code attention_layer_read(struct attention_layer *a, struct checkpoint *ck, int64_t layer) MUST_USE;
-/* The tensor of this slot (T_Q_W ... T_K_NORM_W), and its elements; NULL for slots that are no part of it or absent. */
-double *attention_layer_tensor(const struct attention_layer *a, enum tensor_slot slot, int64_t *n);
+/* The tensor of this canonical name ("dec.3.attn.k.w", or without "dec.3."), and its elements; NULL when it is no part of a. */
+double *attention_layer_tensor(const struct attention_layer *a, const char *name, int64_t *n);
 
 /* How much each direction of the layer's input matters: E[(n; 1)(n; 1)^T], [C+1, C+1], n the normed input of q, k and v. Everything
  * else (moments of q, k, v) follows from it and the weights. NULL stands for the weight-only form (identity). */
@@ -59,7 +59,10 @@ const char *merge_method_name(enum merge_method m);
 /* What a merge cost, per group: relative squared errors of K and V under the moments (each head's k or v against what its query
  * heads now read, mapped back), and the weighted error J that align and svd minimise, before any norm is restored: K's and V's, each as
  * a share of the whole layer's weighted size, so that the sum over groups compares groupings. */
-struct merge_cost { double *k, *v, *j; /* [G] */ };
+struct merge_cost {
+    double *k, *v, *j; /* [G] */
+    double *mean_j;    /* [G] J that the plain mean of the same heads would have; NULL: not wanted */
+};
 
 /* from (G0 heads) -> to (to->G heads, allocated): group g holds the heads members[g*m .. g*m+m-1], m = G0 / to->G (members NULL:
  * consecutive; another order permutes q and o with it). q and o change too where the method turns heads into a common basis.

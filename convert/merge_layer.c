@@ -51,12 +51,18 @@ static int present(const struct arch *a, enum tensor_slot slot)
     }
 }
 
-double *attention_layer_tensor(const struct attention_layer *a, enum tensor_slot slot, int64_t *n)
+double *attention_layer_tensor(const struct attention_layer *a, const char *name, int64_t *n)
 {
     struct attention_layer copy = *a;
-    double **p = place(&copy, slot);
-    *n = p && *p ? elements(a, slot) : 0;
-    return p ? *p : NULL;
+    const char *attn = strstr(name, "attn.");
+    *n = 0;
+    for (int i = 0; attn && i < N_SLOTS; i++)
+        if (!strcmp(attn, SLOTS[i].name)) {
+            double *p = *place(&copy, SLOTS[i].slot);
+            *n = p ? elements(a, SLOTS[i].slot) : 0;
+            return p;
+        }
+    return NULL;
 }
 
 static void describe(struct attention_layer *a, const struct arch *arch, int64_t layer, int64_t G)
@@ -123,7 +129,7 @@ enum code attention_layer_read(struct attention_layer *a, struct checkpoint *ck,
     TRY(attention_layer_new(a, ckpt_arch(ck), layer, 0));
     for (int i = 0; i < N_SLOTS; i++) {
         int64_t n;
-        double *to = attention_layer_tensor(a, SLOTS[i].slot, &n);
+        double *to = attention_layer_tensor(a, SLOTS[i].name, &n);
         enum code c = to ? read_tensor(ck, layer, SLOTS[i].name, to, n) : OK;
         if (c != OK) {
             attention_layer_free(a);
@@ -139,7 +145,7 @@ int64_t merge_bytes(const struct arch *arch, int64_t layer, int64_t G)
     describe(&from, arch, layer, 0);
     describe(&to, arch, layer, G);
     int64_t heads = from.G * from.D, row = arch->C + 1;
-    /* Moments: k's and v's over all heads, the weights, the input's, and what a group's decomposition takes; one block of rows per thread. */
-    int64_t moments = 2 * heads * heads + 2 * heads * from.D + row * row, m = from.G / (G ? G : from.G), group = m * from.D;
-    return (int64_t)sizeof(double) * (total(&from, arch) + total(&to, arch) + moments + 6 * group * group + host_cpus() * from.D * row);
+    /* Moments: k's and v's over all heads, the weights, the input's, and what the decomposition of one group takes. */
+    int64_t moments = 2 * heads * heads + 2 * heads * from.D + row * row + heads * row, m = from.G / (G ? G : from.G), group = m * from.D;
+    return (int64_t)sizeof(double) * (total(&from, arch) + total(&to, arch) + moments + 6 * group * group);
 }
