@@ -26,9 +26,9 @@ struct search {
 static enum code group_cost(const struct search *s, const int64_t *members, int64_t m, double *J)
 {
     struct side side[2];
+    struct side_cost cost[2];
     memset(side, 0, sizeof side);
     memset(cost, 0, sizeof cost);
-    struct side_cost cost[2];
     enum code c = side_new(&side[0], s->moments, SIDE_K, members, m);
     if (c == OK)
         c = side_new(&side[1], s->moments, SIDE_V, members, m);
