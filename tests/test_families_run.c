@@ -1,5 +1,5 @@
 /* The whole way of every family through the programs, on the small models that transformers saved: convert to fewer key/value heads,
- * evaluate, uptrain with `gqa:`, resume in the middle, evaluate, generate, and convert the result again: to .h5 and back, to GGUF.
+ * evaluate, uptrain with `gqa:`, resume in the middle, evaluate, generate, and convert the result again: to .h5 and back, to GGUF; and the grid of gqa-eval ablate.
  * The numbers of different programs are compared with each other; that they are right is test_hf_golden's business.
  * GQAKIT_TEST_LONG=1: every golden model with every group count, and gqa-eval decode for each. */
 #include <dirent.h>
@@ -249,10 +249,11 @@ static void trained(const char *source, int64_t G, int64_t length, const char *o
     free(middle);
 }
 
-/* To .h5 and back, byte for byte; to GGUF, where an architecture of llama.cpp computes it; and to one head per layer. */
-static void converts_again(const char *final, int gguf)
+/* To .h5 and back, byte for byte; to GGUF, where an architecture of llama.cpp computes it; every head its own copy, which computes the
+ * same; and to one head per layer. */
+static void converts_again(const char *final, int gguf, double loss)
 {
-    char *h5 = temp_path("final.h5"), *back = temp_path("back"), *file = temp_path("final.gguf"), *one = temp_path("one");
+    char *h5 = temp_path("final.h5"), *back = temp_path("back"), *file = temp_path("final.gguf"), *one = temp_path("one"), *whole = temp_path("whole");
     program_ok(CONVERT(final, h5, "--quiet", "--force"));
     program_ok(CONVERT(h5, back, "--quiet", "--force"));
     same_file(final, back, "model.safetensors");
@@ -262,12 +263,15 @@ static void converts_again(const char *final, int gguf)
         print_error("GGUF: exit %d: %s\n", c.status, c.err);
     assert_true(gguf < 0 ? c.status == 0 || c.status == 4 : c.status == (gguf ? 0 : 4));
     child_free(&c);
+    program_ok(CONVERT(final, whole, "--quiet", "--force", "--target", "expanded"));
+    near("expanded", loss_of(whole), loss, 1e-5);
     program_ok(CONVERT(final, one, "--quiet", "--force", "--kv-heads", "1"));
     family_is(one, NULL, 1);
     free(h5);
     free(back);
     free(file);
     free(one);
+    free(whole);
 }
 
 static void walk(const char *model, int64_t G, int64_t length, const char *family, int gguf, int decode)
@@ -299,7 +303,7 @@ static void walk(const char *model, int64_t G, int64_t length, const char *famil
         decodes(source);
         decodes(final);
     }
-    converts_again(final, gguf);
+    converts_again(final, gguf, last);
     assert_ok(io_remove_tree(run));
     free(source);
     free(grouped);
@@ -343,9 +347,54 @@ static void every_golden(void **state)
     io_names_free(names, n);
 }
 
+/* ---- the grid -------------------------------------------------------------------------------------------------------------- */
+
+static json_t *ablated(const char *model, int G, const char *where)
+{
+    char text[1500], *yaml = temp_path("ablate.yaml");
+    int n = snprintf(text, sizeof text,
+                     "name: families\nmodel: {path: " GOLDEN "%s}\noutput_dir: %s\ngrid: {num_key_value_heads: [%d], uptrain_fraction: [0, 0.5]}\nuptrain:\n"
+                     "  data: {train: [%s], validation: [%s], format: raw, dtype: uint16}\n  sequence_len: %d\n  micro_batch_size: 4\n"
+                     "  original_tokens: 4160\n  optimizer: {lr: 1.0e-2}\nthreads: 1\n"
+                     "evaluate: {data: [%s], context: %d, limit: 520, decode: {batch: [1], context: [8], new: 2, repeats: 1}}\n",
+                     model, where, G, tokens, tokens, T, tokens, T);
+    temp_write("ablate.yaml", text, (size_t)n);
+    json_t *j = program_json(EVAL("ablate", yaml, "--json"));
+    free(yaml);
+    return j;
+}
+
+/* Cells of families that convert to another class, or to our own form, are trained and measured like any other. */
+static void ablations(void **state)
+{
+    (void)state;
+    static const struct { const char *model; int H, G; const char *home; } table[] = {
+        {"gpt_neox-parallel", 4, 2, "PhiForCausalLM"}, {"bloom-plain", 6, 3, "trust_remote_code"}};
+    char *where = temp_path("ablation");
+    for (size_t i = 0; i < COUNT_OF(table); i++) {
+        json_t *j = ablated(table[i].model, table[i].G, where);
+        const json_t *cells = json_object_get(j, "cells"), *cell;
+        size_t k;
+        assert_int_equal(json_array_size(cells), 4);
+        json_array_foreach(cells, k, cell) {
+            const char *home = json_string_value(json_object_get(cell, "home"));
+            double zero = json_number_at(cell, "loss_zero_step"), final = json_number_at(cell, "loss_final"), alpha = json_number_at(cell, "alpha");
+            int64_t G = (int64_t)json_number_at(cell, "G");
+            assert_string_equal(json_string_value(json_object_get(cell, "status")), "done");
+            assert_true(alpha > 0.0 ? final < 0.8 * zero : fabs(final - zero) < 1e-12);
+            assert_true(G == table[i].H || (G == table[i].G && home && strstr(home, table[i].home)));
+            assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(cell, "decode"), 0), "kv_bytes_per_token")), json_number_at(cell, "kv_bytes"));
+        }
+        json_decref(j);
+        assert_ok(io_remove_tree(where));
+    }
+    free(where);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test_setup_teardown(every_family, setup, teardown),
-                                       cmocka_unit_test_setup_teardown(every_golden, setup, teardown)};
+                                       cmocka_unit_test_setup_teardown(every_golden, setup, teardown),
+                                       cmocka_unit_test_setup_teardown(ablations, setup, teardown)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
