@@ -177,12 +177,12 @@ static enum code edit(const struct arch *a, const struct arch *was, const struct
 
 /* The edited text must say what the arch says. Catches an arch changed in a way that edit() does not know. A change of the stored
  * type may change an embedding scale that is rounded to it (Gemma), here as in transformers. */
-static enum code edit_verify(const struct arch *a, const char *text)
+static enum code edit_verify(const struct arch *a, enum dtype was, const char *text)
 {
     struct arch said;
     char what[192] = "architecture";
     TRY(arch_from_config_json(&said, text, strlen(text), "the new config.json"));
-    if (said.dtype != a->dtype)
+    if (said.dtype != was)
         said.embed_scale = a->embed_scale;
     int same = family_arch_same(a, &said, what, sizeof what);
     arch_free(&said);
@@ -196,7 +196,7 @@ static enum code config_edited(const struct arch *a, enum dtype dtype, char **ou
     char *text = strdup(a->source_config);
     enum code c = text ? edit(a, &was, family_of(was.family), dtype, &text) : fail(ERR_MEMORY, "config.json: out of memory");
     if (c == OK)
-        c = edit_verify(a, text);
+        c = edit_verify(a, was.dtype, text);
     arch_free(&was);
     if (c != OK)
         free(text);
