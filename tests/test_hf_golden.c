@@ -254,8 +254,37 @@ static void test_goldens(void **state)
     assert_int_equal(cases, 106);
 }
 
+/* Stored in another type, every model still has a config.json (Gemma's embedding scale is rounded to the type). */
+static void test_other_types(void **state)
+{
+    (void)state;
+    static const enum dtype types[] = {DT_F32, DT_BF16, DT_F16};
+    struct dirent **entries;
+    int cases = scandir(GOLDEN, &entries, is_case, alphasort);
+    for (int i = 0; i < cases; i++) {
+        struct checkpoint *ck;
+        char *dir = io_join(GOLDEN, entries[i]->d_name), *text;
+        assert_ok(ckpt_open(&ck, dir, NULL));
+        for (size_t t = 0; t < COUNT_OF(types); t++) {
+            struct arch a, back;
+            assert_ok(arch_copy(&a, ckpt_arch(ck)));
+            a.dtype = types[t];
+            assert_ok(arch_to_config_json(&a, types[t], &text));
+            assert_ok(arch_from_config_json(&back, text, strlen(text), dir));
+            assert_int_equal(back.dtype, types[t]);
+            arch_free(&a);
+            arch_free(&back);
+            free(text);
+        }
+        ckpt_close(ck);
+        free(dir);
+        free(entries[i]);
+    }
+    free(entries);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_goldens)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_goldens), cmocka_unit_test(test_other_types)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
