@@ -13,6 +13,8 @@
 static int quiet_now;
 static int line_open; /* a progress line without its newline stands on the terminal */
 
+int log_is_quiet(void) { return quiet_now; }
+
 void log_quiet(int quiet)
 {
     quiet_now = quiet;

@@ -11,6 +11,7 @@ extern "C" {
 #endif
 
 void log_quiet(int quiet); /* 1: info and progress are silent, warnings stay */
+int log_is_quiet(void);
 void log_info(const char *format, ...) PRINTF_LIKE(1, 2);
 void log_warn(const char *format, ...) PRINTF_LIKE(1, 2);
 

@@ -158,6 +158,8 @@ static enum code generate(struct session *s, struct session_options *so, const s
         ids = malloc((size_t)(n_prompt + 1 + o->new_tokens) * sizeof *ids);
         c = ids ? OK : fail(ERR_MEMORY, "out of memory for the ids");
     }
+    if (c == OK && tokenizer_vocab(tokenizer) < 1)
+        c = fail(ERR_INPUT, "the tokenizer has no tokens; name another one with --tokenizer");
     if (c == OK) {
         memcpy(ids, prompt, (size_t)n_prompt * sizeof *ids);
         if (n_prompt == 0)

@@ -2,6 +2,7 @@
  * the one beside our own executable, else the one in PATH. Its result stays in output_dir/converted/; output_dir/converted.json
  * {inputs} holds a hash of what it was made from, written last, so a half-made or outdated directory is made again. */
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -65,14 +66,15 @@ static enum code inputs_hash(const struct command *cmd, const struct options *o,
     return c;
 }
 
-/* The child's results belong to stderr here: our stdout carries our own. */
+/* The child's results belong to stderr here: our stdout carries our own. With --quiet they are left out, its warnings stay. */
 static enum code run_child(const struct command *c)
 {
     pid_t pid = fork();
     if (pid < 0)
         return fail_errno(c->argv[0], "starting");
     if (pid == 0) {
-        dup2(STDERR_FILENO, STDOUT_FILENO);
+        int null = log_is_quiet() ? open("/dev/null", O_WRONLY | O_CLOEXEC) : -1;
+        dup2(null >= 0 ? null : STDERR_FILENO, STDOUT_FILENO);
         execvp(c->argv[0], (char *const *)(uintptr_t)c->argv);
         fprintf(stderr, "gqa-uptrain: error: %s: %s; gqa needs gqa-convert beside gqa-uptrain or in PATH\n", c->argv[0], strerror(errno));
         _exit(127);
@@ -135,6 +137,8 @@ static enum code convert(struct run *r, const char *program, const char *record)
     if (unlink(record) != 0 && errno != ENOENT)
         return fail_errno(record, "removing");
     log_info("gqa: converting %s to %lld K/V heads (%s)", r->options.model_path, (long long)r->options.gqa.kv_heads, r->options.gqa.method);
+    if (log_is_quiet()) /* no part of the hash */
+        cmd.argv[cmd.n++] = "--quiet";
     TRY(run_child(&cmd));
     json_t *j = json_pack("{s:s, s:s}", "schema", "gqakit/converted/1", "inputs", hex);
     enum code c = j ? json_write_file(record, j) : fail(ERR_MEMORY, "%s: out of memory", record);
