@@ -169,8 +169,42 @@ static void decay_and_freeze(void **state)
     }
 }
 
+/* A new model of each family that model.arch can say: its class stands in config.json. */
+static void new_models(void **state)
+{
+    (void)state;
+    static const char *const families[][2] = {{"llama", "LlamaForCausalLM"}, {"mistral", "MistralForCausalLM"}, {"qwen2", "Qwen2ForCausalLM"},
+                                              {"qwen3", "Qwen3ForCausalLM"}, {"olmo2", "Olmo2ForCausalLM"},     {"phi3", "Phi3ForCausalLM"}};
+    char text[1500], *yaml = temp_path("new.yaml"), *out = temp_path("new"), *config = temp_path("new/final/config.json"), *final = temp_path("new/final");
+    for (size_t i = 0; i <= COUNT_OF(families); i++) {
+        int n = snprintf(text, sizeof text,
+                         "model: {init: random, arch: {family: %s, hidden_size: 24, num_hidden_layers: 2, num_attention_heads: 6, num_key_value_heads: 3, head_dim: 8, "
+                         "intermediate_size: 40, vocab_size: 40}}\ndata: {train: [%s/tokens.bin], format: raw, dtype: uint16}\nsequence_len: 13\nmax_steps: 1\n"
+                         "save_steps: 0\nthreads: 1\nlogging: {tensorboard: false, jsonl: false}\noutput_dir: %s\n",
+                         i < COUNT_OF(families) ? families[i][0] : "gpt2", temp_dir(), out);
+        temp_write("new.yaml", text, (size_t)n);
+        if (i == COUNT_OF(families)) {
+            program_refused(UPTRAIN(yaml), 2, "a new model can be llama");
+            break;
+        }
+        program_ok(UPTRAIN(yaml, "--quiet"));
+        json_t *j;
+        assert_ok(json_read_file(config, 1 << 16, &j));
+        assert_string_equal(json_string_value(json_array_get(json_object_get(j, "architectures"), 0)), families[i][1]);
+        assert_string_equal(json_string_value(json_object_get(j, "model_type")), families[i][0]);
+        json_decref(j);
+        ckpt_close(opened(final));
+        assert_ok(io_remove_tree(out));
+    }
+    free(yaml);
+    free(out);
+    free(config);
+    free(final);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(flags_by_name), cmocka_unit_test(measured_is_reserved), cmocka_unit_test_setup(decay_and_freeze, setup)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(flags_by_name), cmocka_unit_test(measured_is_reserved), cmocka_unit_test_setup(decay_and_freeze, setup),
+                                       cmocka_unit_test_setup(new_models, setup)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

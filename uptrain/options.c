@@ -18,7 +18,7 @@ static const struct config_field fields[] = {
         "checkpoint to start from: Hugging Face directory, .h5, llama2.c .bin, run directory", 0, 0),
     CHOICE("model.dtype", dtype, "keep", "keep|f32|bf16|f16", NULL, "element type of the result in output_dir/final (keep: as the source)"),
     CHOICE("model.init", init, "pretrained", "pretrained|random", NULL, "random: a new model from model.arch instead of model.path"),
-    KEY("model.arch.family", CONFIG_STR, arch.family, "llama", NULL, "model_type of the new config.json", 0, 0),
+    KEY("model.arch.family", CONFIG_STR, arch.family, "llama", NULL, "model_type of the new config.json: llama, mistral, qwen2, qwen3, olmo2, phi3", 0, 0),
     KEY("model.arch.hidden_size", CONFIG_INT, arch.hidden_size, NULL, NULL, "model width C", 1, 1 << 20),
     KEY("model.arch.num_hidden_layers", CONFIG_INT, arch.layers, NULL, NULL, "layers L", 1, 10000),
     KEY("model.arch.num_attention_heads", CONFIG_INT, arch.heads, NULL, NULL, "query heads H", 1, 65536),

@@ -10,6 +10,20 @@ static const char *at(const struct run *r, const char *key)
     return config_where(r->options.config, config_root(r->options.config), key);
 }
 
+/* The families whose config.json is written in the words of model.arch, with their classes. */
+static enum code class_of_new(const struct run *r, const char *family, const char **class_name)
+{
+    static const char *const table[][2] = {{"llama", "LlamaForCausalLM"}, {"mistral", "MistralForCausalLM"}, {"qwen2", "Qwen2ForCausalLM"},
+                                           {"qwen3", "Qwen3ForCausalLM"}, {"olmo2", "Olmo2ForCausalLM"},     {"phi3", "Phi3ForCausalLM"}};
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++)
+        if (!strcmp(table[i][0], family)) {
+            *class_name = table[i][1];
+            return OK;
+        }
+    return fail(ERR_USAGE, "%s: model.arch.family %s: a new model can be llama, mistral, qwen2, qwen3, olmo2 or phi3; of another family only a checkpoint "
+                "(model.path) is trained", at(r, "model.arch.family"), family);
+}
+
 /* model.arch is said in the words of config.json, so the family that reads such files also makes the new architecture. */
 static enum code arch_of_options(struct run *r)
 {
@@ -25,11 +39,12 @@ static enum code arch_of_options(struct run *r)
     if (a->head_dim == UNSET_INT && a->hidden_size % a->heads != 0)
         return fail(ERR_USAGE, "%s: hidden_size %lld is no multiple of num_attention_heads %lld; set head_dim", at(r, "model.arch.hidden_size"),
                     (long long)a->hidden_size, (long long)a->heads);
+    const char *class_name = NULL;
+    TRY(class_of_new(r, a->family, &class_name));
     int64_t bos = a->bos != UNSET_INT ? a->bos : d->bos, eos = a->eos != UNSET_INT ? a->eos : d->eos;
     json_t *j = json_pack(
         "{s:[s], s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:f, s:f, s:f, s:s, s:b, s:b, s:s}", "architectures",
-        strcmp(a->family, "mistral") == 0 ? "MistralForCausalLM" : strcmp(a->family, "qwen2") == 0 ? "Qwen2ForCausalLM" : "LlamaForCausalLM",
-        "model_type", a->family, "hidden_size", (json_int_t)a->hidden_size, "num_hidden_layers", (json_int_t)a->layers,
+        class_name, "model_type", a->family, "hidden_size", (json_int_t)a->hidden_size, "num_hidden_layers", (json_int_t)a->layers,
         "num_attention_heads", (json_int_t)a->heads, "num_key_value_heads",
         (json_int_t)(a->kv_heads == UNSET_INT ? a->heads : a->kv_heads), "head_dim",
         (json_int_t)(a->head_dim == UNSET_INT ? a->hidden_size / a->heads : a->head_dim), "intermediate_size",
