@@ -268,7 +268,7 @@ static void trained(const char *source, int64_t G, int64_t length, const char *o
         plan_is_kept(plan, converted, length);
     json_decref(plan);
     snprintf(text, sizeof text, "output_dir=%s", again);
-    program_ok(UPTRAIN(yaml, text, "--resume", middle, "--quiet"));
+    program_ok(UPTRAIN(yaml, text, "--resume", middle, "--quiet", "activation_checkpointing=block")); /* the same bits with less memory */
     char *a = io_join(out, "final"), *b = io_join(again, "final");
     same_file(a, b, "model.safetensors");
     same_file(a, b, "config.json");
