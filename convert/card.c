@@ -21,7 +21,7 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
         return NULL;
     }
     plan_groups_text(plan, groups, sizeof groups);
-    const char *method = method_name((enum method)o->method);
+    const char *method = merge_method_name((enum merge_method)o->method);
     fprintf(f, "---\n%slibrary_name: transformers\npipeline_tag: text-generation\nbase_model: %s\nbase_model_relation: finetune\ntags:\n",
             inherited, base_name(ckpt_path(source)));
     free(inherited);
@@ -41,8 +41,9 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
     fprintf(f, "\nHome: %s%s: %s.\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         fprintf(f, "\nApproximate: %s.\n", plan->note);
-    fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). Groups are consecutive heads. Loss before and after: not measured.\n\n"
-               "| input file | bytes | SHA-256 |\n|---|---|---|\n");
+    fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). %s. Loss before and after: not measured.\n\n"
+               "| input file | bytes | SHA-256 |\n|---|---|---|\n",
+            o->grouping == GROUPING_SIMILAR ? "Groups are heads that merge with the least error, put side by side" : "Groups are consecutive heads");
     for (int i = 0; i < out->n_inputs; i++)
         fprintf(f, "| %s | %lld | %s |\n", out->inputs[i].path, (long long)out->inputs[i].bytes, out->inputs[i].sha256);
     if (fclose(f) != 0) {

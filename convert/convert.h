@@ -5,15 +5,16 @@
 
 #include "base/base.h"
 #include "checkpoints/checkpoint.h"
+#include "merge.h"
 
-enum method { METHOD_MEAN, METHOD_FIRST, METHOD_RANDOM };
-#define METHOD_NAMES "mean|first|random"
-const char *method_name(enum method m);
+#define GROUPINGS "consecutive|similar"
+enum grouping { GROUPING_CONSECUTIVE, GROUPING_SIMILAR };
 
 #define KV_HEADS_KEEP INT64_MIN
 struct options {
     const char *source, *target;
-    int inspect, dry_run, json, force, quiet, compress, method;
+    int inspect, dry_run, json, force, quiet, compress;
+    int method, grouping;          /* enum merge_method, enum grouping */
     int64_t kv_heads;              /* KV_HEADS_KEEP: not asked; 0 is an answer, and refused */
     struct cli_ints kv_heads_per_layer; /* n 0: not asked */
     int home;                      /* enum ckpt_home */
@@ -33,6 +34,8 @@ struct plan {
     struct ckpt_choice choice;
     char note[320];        /* what the merge cannot do exactly, besides merging; "" */
     int64_t bytes_in, bytes_out;
+    int whole_layers;      /* 1: heads are merged one attention layer in memory at a time (layers.c), 0: streamed (pool.c) */
+    int64_t layer_bytes;   /* what that takes, of the largest layer */
 };
 /* Refuses group counts that neither divide a layer's K/V heads nor are a multiple of them that divides its query heads, listing the
  * legal ones; chooses where the result lives. Free with plan_free. */
@@ -56,9 +59,9 @@ struct pool_job {
     const struct ckpt_tensor *out;
     int64_t D;      /* rows per head */
     int64_t pooled; /* heads after merging; the result's are a multiple */
-    enum method method;
+    enum merge_method method; /* MEAN, FIRST or RANDOM */
     uint64_t seed;
-    double init_sd;         /* of METHOD_RANDOM: initializer_range of config.json, or 0.02 */
+    double init_sd;         /* of MERGE_RANDOM: initializer_range of config.json, or 0.02 */
     const float *row_scale; /* [G0*D] factors of the source's rows, or NULL */
     void *buffer;
     size_t buffer_bytes;
@@ -72,10 +75,15 @@ enum code pool_repeat(const struct pool_job *job, int64_t *bad) MUST_USE;
  * tensor of the layer's keys. */
 enum code knorm_scale(const struct plan *plan, const struct pool_job *job, int64_t layer, float **scale, double *constant) MUST_USE;
 /* Sentence for people; "" when a merge under this arch is nothing special. */
-void knorm_note(const struct arch *a, char *out, size_t n);
+void knorm_note(const struct arch *a, enum merge_method method, char *out, size_t n);
 
 /* rel error of layer l, group g: sqrt(distance / size). kind 0 = K weights, 1 = V weights. */
-struct layer_errors { struct pool_error error[2]; };
+struct layer_errors {
+    struct pool_error error[2];
+    double *j, *mean_j; /* [G]: J of the method and of a plain mean (merge.h); NULL when the layer was streamed */
+    int64_t *members;   /* [G0]; NULL: consecutive */
+    int64_t heads;      /* G0 */
+};
 
 struct file_hash { const char *path; char sha256[65]; int64_t bytes; };
 
@@ -88,6 +96,17 @@ struct outcome {
     int64_t nonfinite_copied; /* elements in tensors that were only copied */
 };
 void outcome_free(struct outcome *o);
+enum code error_table(struct pool_error *e, int64_t G) MUST_USE; /* zeroed */
+
+/* layers.c: merging whole attention layers while the tensors go by in the writer's order. A layer is computed when its first tensor is
+ * asked for; its results are held, in f32, until each is written. */
+struct layers;
+enum code layers_open(struct layers **s, struct checkpoint *source, const struct plan *plan, const struct options *o, struct outcome *out) MUST_USE;
+void layers_close(struct layers *s); /* NULL is fine */
+/* 1 when this tensor's values come from a merged layer. */
+int layers_holds(const struct layers *s, const struct ckpt_tensor *in);
+enum code layers_write(struct layers *s, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out) MUST_USE;
+double initializer_range(const struct arch *a); /* of config.json, or 0.02 */
 
 /* What opening the target would refuse; writes nothing. */
 enum code stream_check(struct checkpoint *source, const struct plan *plan, const struct options *o) MUST_USE;

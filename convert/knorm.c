@@ -17,15 +17,22 @@ static const struct ckpt_tensor *of_layer(struct checkpoint *ck, int64_t layer, 
     return ckpt_find(ck, canonical);
 }
 
-void knorm_note(const struct arch *a, char *out, size_t n)
+void knorm_note(const struct arch *a, enum merge_method method, char *out, size_t n)
 {
     static const char *const notes[] = {
         [QK_NORM_NONE] = "",
         [QK_NORM_HEAD] = "the norm of the keys is kept and now acts on merged keys: they are not exactly the mean of the old ones",
         [QK_NORM_PER_HEAD] = "each merged head has the mean of its heads' key norms: an approximation",
         [QK_NORM_FULL] = "the weights of the key norm were moved into the keys before merging, the new norm has one constant per layer: an approximation"};
-    snprintf(out, n, "%s%s%s", notes[a->qk_norm], *notes[a->qk_norm] && a->clip_qkv > 0 ? "; " : "",
-             a->clip_qkv > 0 ? "keys and values are clipped after the merge instead of before it: the same only where nothing is clipped" : "");
+    static const char *const turned[] = {
+        [QK_NORM_NONE] = "",
+        [QK_NORM_HEAD] = "; under that norm keys are only turned, plane by plane, where its weights allow it",
+        [QK_NORM_PER_HEAD] = "; under that norm keys are merged by their mean, values by the method",
+        [QK_NORM_FULL] = "; under that norm keys are merged by their mean, values by the method"};
+    int maps = method == MERGE_ALIGN || method == MERGE_SVD;
+    snprintf(out, n, "%s%s%s%s%s", notes[a->qk_norm], maps ? turned[a->qk_norm] : "", *notes[a->qk_norm] && a->clip_qkv > 0 ? "; " : "",
+             a->clip_qkv > 0 ? "keys and values are clipped after the merge instead of before it: the same only where nothing is clipped" : "",
+             maps && a->clip_qkv > 0 ? " (queries too)" : "");
 }
 
 /* Sum of squares of the pooled rows (kept) or of the source's (size), all groups together. */

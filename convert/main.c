@@ -10,7 +10,9 @@ static const struct cli_flag flags[] = {
     FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own "
          "modeling file; every head's own copy. auto (default) takes the first of these that is exact"),
     FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
-    FLAG("--method", CLI_CHOICE, method, METHOD_NAMES, "how heads of a group become one: their mean (default), the first, or a fresh random one"),
+    FLAG("--method", CLI_CHOICE, method, MERGE_METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
+         "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares"),
+    FLAG("--grouping", CLI_CHOICE, grouping, GROUPINGS, "which heads share a group: neighbours (default), or those that merge with the least error"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),
     FLAG("--shard-size", CLI_INT, shard_mb, "MB", "start a new safetensors shard beyond this (default: the source's shards)"),
@@ -35,18 +37,13 @@ static const struct cli cli = {
     "\n"
     "  gqa-convert --inspect my-model                      which group counts are legal, what each saves\n"
     "  gqa-convert my-model my-model-gqa4 --kv-heads 4     mean of each group's heads\n"
+    "  gqa-convert my-model my-model-gqa4 --kv-heads 4 --method svd --grouping similar   a better start\n"
     "  gqa-convert model.bin model-hf                      llama2.c to Hugging Face\n"
     "\n"
     "A merged model has lost quality: continue with gqa-uptrain. Exit codes: 0 ok, 1 internal, 2 usage,\n"
     "3 bad input, 4 unsupported, 5 I/O, 6 memory.",
     flags, (int)(sizeof flags / sizeof flags[0]), 0, 2,
 };
-
-const char *method_name(enum method m)
-{
-    static const char *const names[] = { "mean", "first", "random" };
-    return names[m];
-}
 
 enum dtype options_dtype(const struct options *o)
 {

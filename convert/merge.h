@@ -69,7 +69,8 @@ struct merge_cost {
  *   mean, first   as the paper; select: the group's head with the largest share of the layer's weighted energy, K's and V's together
  *   random        fresh K and V, the values gqa-convert --method random draws
  *   align         E_j orthogonal (for a rotated plane of norm 1), and the norm of K and of V as large as the heads' on average
- *   svd           least squares, no restored norm
+ *   svd           least squares; then each head's keys are rebuilt as large as they were (plane by plane where positions rotate), V is
+ *                 as large under its weight as the heads' on average: measured, better with and without calibration (merge_norm.c)
  * Under a norm of the keys: HEAD allows turning planes whose gains agree (RMS only), PER_HEAD and FULL allow nothing for K, which is then
  * their mean (first's and select's: that head); FULL's weights move into the rows first, as knorm.c says. */
 enum code merge_heads(struct attention_layer *to, const struct attention_layer *from, const struct merge_input *input,

@@ -71,20 +71,8 @@ static void finish_key_norm(const struct job *job)
 
 /* ---- solving ----------------------------------------------------------------------------------------------------------- */
 
-/* Align keeps the norm of a head: the mean over the group. Keys that a norm follows do not need it. */
-static void restore_norm(struct side *s, double size)
-{
-    double heads = 0;
-    for (int64_t i = 0; i < s->m * s->D; i++)
-        heads += s->S[i * s->m * s->D + i];
-    heads /= (double)s->m;
-    double gain = size > 0 && heads > 0 ? sqrt(heads / size) : 1;
-    for (int64_t i = 0; i < s->m * s->D * s->D; i++)
-        s->A[i] *= gain;
-}
-
 /* Fresh heads know nothing of the old ones: nothing of those is kept, and the new ones' size adds to the error. */
-static void random_cost(struct side_cost *c) { *c = (struct side_cost){.j = 0, .relative = 1, .size = 0}; }
+static void random_cost(struct side_cost *c) { *c = (struct side_cost){.j = 0, .relative = 1}; }
 
 static enum code solve_side(const struct job *job, struct side *s, enum side_kind kind, int64_t pick, struct merge_cost *cost, int64_t g)
 {
@@ -104,8 +92,8 @@ static enum code solve_side(const struct job *job, struct side *s, enum side_kin
         TRY(side_cost(s, &c));
     }
     double j = c.j;
-    if (job->method == MERGE_ALIGN && s->m > 1 && (kind == SIDE_V || job->from->qk_norm == QK_NORM_NONE)) {
-        restore_norm(s, c.size);
+    if (!s->plain && (kind == SIDE_V || job->from->qk_norm == QK_NORM_NONE)) {
+        TRY(side_restore(s, kind, job->method));
         TRY(side_cost(s, &c));
     }
     if (cost) {

@@ -40,8 +40,10 @@ enum code side_new(struct side *s, const struct moments *of, enum side_kind kind
 void side_free(struct side *s);
 /* Fills A and E. pick: the head that first and select keep. */
 enum code side_solve(struct side *s, enum merge_method method, int64_t pick) MUST_USE;
-struct side_cost { double j, relative, size; /* size: E|x'|^2 */ };
+struct side_cost { double j, relative; };
 enum code side_cost(const struct side *s, struct side_cost *cost) MUST_USE;
+/* merge_norm.c: makes the shared head as large as the heads it stands for. After align or svd. */
+enum code side_restore(struct side *s, enum side_kind kind, enum merge_method method) MUST_USE;
 /* A head's share of the layer's weighted size. */
 double side_energy(const struct side *s, int64_t j);
 /* The head that first (0) and select (the largest energy, K's and V's together) keep. */

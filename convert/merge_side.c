@@ -193,7 +193,6 @@ enum code side_cost(const struct side *s, struct side_cost *cost)
         cost->j += weighted_trace(s->M + j * D * D, error, D);
         distance += weighted_trace(NULL, error, D);
     }
-    cost->size = weighted_trace(NULL, shared, D);
     cost->j = s->layer_size > 0 && cost->j > 0 ? cost->j / s->layer_size : 0;
     cost->relative = size > 0 && distance > 0 ? distance / size : 0;
     free(AS);

@@ -65,8 +65,10 @@ static enum code set_groups(struct arch *a, const struct options *o)
 }
 
 /* Merging across these would need more than a mean; refusing is better than a wrong model. */
-static enum code refuse_unmergeable(const struct arch *a)
+static enum code refuse_unmergeable(const struct arch *a, const struct options *o)
 {
+    if (o->grouping == GROUPING_SIMILAR && a->pos == POS_ALIBI)
+        return fail(ERR_UNSUPPORTED, "%s: --grouping similar changes the order of the heads, but an ALiBi slope belongs to its head's number; use consecutive", a->family);
     if (a->qk_norm == QK_NORM_FULL && a->norm != NORM_RMS)
         return fail(ERR_UNSUPPORTED, "%s: merging heads under a key norm over the full width is possible for RMSNorm only", a->family);
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++)
@@ -134,8 +136,13 @@ enum code plan_make(struct plan *p, struct checkpoint *source, const struct opti
     TRY(set_groups(&p->arch, o));
     TRY(set_pooled(p));
     if (p->merges) {
-        TRY(refuse_unmergeable(&p->from));
-        knorm_note(&p->from, p->note, sizeof p->note);
+        TRY(refuse_unmergeable(&p->from, o));
+        knorm_note(&p->from, (enum merge_method)o->method, p->note, sizeof p->note);
+        p->whole_layers = o->method > MERGE_RANDOM || (o->grouping == GROUPING_SIMILAR && o->method != MERGE_RANDOM);
+    }
+    for (int64_t l = 0; p->whole_layers && l < p->from.stack[STACK_DEC].L; l++) {
+        int64_t bytes = p->pooled[l] < p->from.stack[STACK_DEC].block[l].G ? merge_bytes(&p->from, l, p->pooled[l]) : 0;
+        p->layer_bytes = bytes > p->layer_bytes ? bytes : p->layer_bytes;
     }
     enum dtype t = options_dtype(o);
     if (t != DT_NONE)

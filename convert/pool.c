@@ -52,7 +52,7 @@ static enum code member_read(const struct pool_job *job, const struct block *b, 
 static enum code merge_rows(const struct pool_job *job, const struct block *b, int64_t g, int64_t m, int64_t row, int64_t rows)
 {
     int64_t n = rows * b->width;
-    if (job->method == METHOD_RANDOM) {
+    if (job->method == MERGE_RANDOM) {
         for (int64_t i = 0; job->out->nd == 1 && i < n; i++)
             b->result[i] = job->out->pool == POOL_QKNORM ? 1 : 0;
         if (job->out->nd == 2)
@@ -60,7 +60,7 @@ static enum code merge_rows(const struct pool_job *job, const struct block *b, i
         return OK;
     }
     memset(b->sum, 0, (size_t)n * sizeof *b->sum);
-    int64_t used = job->method == METHOD_MEAN ? m : 1;
+    int64_t used = job->method == MERGE_MEAN ? m : 1;
     for (int64_t j = 0; j < used; j++) {
         TRY(member_read(job, b, g * m + j, row, rows));
         for (int64_t i = 0; i < n; i++)

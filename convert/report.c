@@ -44,6 +44,57 @@ static json_t *errors_json(const struct pool_error *e)
     return list;
 }
 
+static json_t *numbers_json(const double *x, int64_t n)
+{
+    json_t *list = json_array();
+    for (int64_t i = 0; i < n; i++)
+        json_array_append_new(list, json_real(x[i]));
+    return list;
+}
+
+static json_t *layer_json(int64_t l, const struct layer_errors *e)
+{
+    json_t *j = json_pack("{s:I, s:o, s:o}", "layer", (json_int_t)l, "k_rel_error", errors_json(&e->error[0]), "v_rel_error", errors_json(&e->error[1]));
+    if (!e->j)
+        return j;
+    json_t *members = json_array();
+    for (int64_t i = 0; i < e->heads; i++)
+        json_array_append_new(members, json_integer(e->members[i]));
+    json_object_set_new(j, "weighted_error", numbers_json(e->j, e->error[0].G));
+    json_object_set_new(j, "weighted_error_of_mean", numbers_json(e->mean_j, e->error[0].G));
+    json_object_set_new(j, "members", members);
+    return j;
+}
+
+static double sum(const double *x, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += x[i];
+    return s;
+}
+
+/* J is a share of what queries and outputs read, K's and V's added: 0 to 2 or so. */
+static void expectation(const struct outcome *out, enum merge_method method, char *text, size_t n)
+{
+    double j = 0, mean = 0;
+    int64_t layers = 0;
+    for (int64_t l = 0; l < out->L; l++)
+        if (out->layers[l].j) {
+            layers++;
+            j += sum(out->layers[l].j, out->layers[l].error[0].G);
+            mean += sum(out->layers[l].mean_j, out->layers[l].error[0].G);
+        }
+    double of = 2 * (double)(layers ? layers : 1);
+    if (mean / of < 1e-9)
+        snprintf(text, n, "the heads of each group are equal: nothing was lost");
+    else if (j / of < 1e-9)
+        snprintf(text, n, "nothing was lost: every group's heads are copies of one head in different bases (a plain mean would lose %.0f%%)", 100 * mean / of);
+    else
+        snprintf(text, n, "%s loses %.0f%% of what attention reads of keys and values, a plain mean would lose %.0f%%: expect a starting loss above the original's%s",
+                 merge_method_name(method), 100 * j / of, 100 * mean / of, j < 0.9 * mean ? " and below mean's" : "");
+}
+
 json_t *report_home(const struct ckpt_choice *c)
 {
     return json_pack("{s:s, s:s, s:b, s:s}", "home", ckpt_home_name(c->home), "family", c->family, "exact", c->exact, "sentence", c->sentence);
@@ -57,8 +108,8 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     json_object_set_new(target, "path", json_string(o->target));
     json_object_set_new(j, "target", target);
     json_object_set_new(j, "dry_run", json_boolean(out == NULL));
-    json_object_set_new(j, "method", plan->merges ? json_string(method_name((enum method)o->method)) : json_null());
-    json_object_set_new(j, "grouping", json_string("consecutive"));
+    json_object_set_new(j, "method", plan->merges ? json_string(merge_method_name((enum merge_method)o->method)) : json_null());
+    json_object_set_new(j, "grouping", json_string(o->grouping == GROUPING_SIMILAR ? "similar" : "consecutive"));
     json_object_set_new(j, "seed", json_integer(o->seed));
     json_object_set_new(j, "groups", groups_json(plan));
     json_object_set_new(j, "pooled", pooled_json(plan));
@@ -71,8 +122,14 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
                                                (json_int_t)out->inputs[i].bytes));
     for (int64_t l = 0; out && l < out->L; l++)
         if (out->layers[l].error[0].G)
-            json_array_append_new(layers, json_pack("{s:I, s:o, s:o}", "layer", (json_int_t)l, "k_rel_error", errors_json(&out->layers[l].error[0]),
-                                                    "v_rel_error", errors_json(&out->layers[l].error[1])));
+            json_array_append_new(layers, layer_json(l, &out->layers[l]));
+    if (plan->whole_layers)
+        json_object_set_new(j, "merge_memory_bytes", json_integer(plan->layer_bytes));
+    if (out && plan->whole_layers) {
+        char sentence[320];
+        expectation(out, (enum merge_method)o->method, sentence, sizeof sentence);
+        json_object_set_new(j, "expect", json_string(sentence));
+    }
     json_object_set_new(j, "files", files);
     json_object_set_new(j, "layers", layers);
     json_object_set_new(j, "refused", json_array());
@@ -86,6 +143,31 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     return j;
 }
 
+static void print_layers(const struct plan *plan, const struct options *o, const struct outcome *out)
+{
+    int whole = plan->whole_layers;
+    char text[320] = "";
+    if (whole)
+        printf("\nrelative error of K and V as the queries and outputs read them; weighted error, and that of a plain mean\n%6s %10s %10s %10s %10s\n", "layer", "K", "V",
+               "weighted", "mean's");
+    else
+        printf("\nrelative distance of the merged head from the heads it replaces\n%6s %10s %10s\n", "layer", "K", "V");
+    for (int64_t l = 0; l < out->L; l++) {
+        const struct layer_errors *e = &out->layers[l];
+        if (!e->error[0].G)
+            continue;
+        printf("%6lld %10.4f %10.4f", (long long)l, layer_error(&e->error[0]), layer_error(&e->error[1]));
+        if (e->j)
+            printf(" %10.4f %10.4f", sum(e->j, e->error[0].G), sum(e->mean_j, e->error[0].G));
+        for (int64_t i = 0; o->grouping == GROUPING_SIMILAR && e->members && i < e->heads; i++)
+            printf("%s%lld", i == 0 ? "   " : i % (e->heads / e->error[0].G) ? "," : " ", (long long)e->members[i]);
+        printf("\n");
+    }
+    if (whole)
+        expectation(out, (enum merge_method)o->method, text, sizeof text);
+    printf("\n%s%sThe function changed: measure it with gqa-eval perplexity, repair it with gqa-uptrain.\n", text, *text ? ".\n" : "");
+}
+
 void report_convert_table(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
 {
     char groups[256], in[16], to[16], kv0[16], kv1[16];
@@ -96,7 +178,12 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     format_bytes(kv1, (double)arch_kv_bytes_per_token(&plan->arch, 0, plan->arch.dtype));
     printf("source             %s (%s)\n", ckpt_path(source), ckpt_form_name(source));
     printf("target             %s%s\n", o->target, out ? "" : " (dry run: nothing was written)");
-    printf("key/value heads    %s%s%s\n", groups, plan->merges ? ", method " : "", plan->merges ? method_name((enum method)o->method) : "");
+    printf("key/value heads    %s%s%s\n", groups, plan->merges ? ", method " : "", plan->merges ? merge_method_name((enum merge_method)o->method) : "");
+    if (plan->whole_layers) {
+        char memory[16];
+        format_bytes(memory, (double)plan->layer_bytes);
+        printf("grouping           %s\nmerging memory     %s (one attention layer at a time)\n", o->grouping == GROUPING_SIMILAR ? "similar" : "consecutive", memory);
+    }
     printf("home               %s%s: %s\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         printf("note               %s\n", plan->note);
@@ -104,12 +191,7 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     printf("K/V per token      %s -> %s\n", kv0, kv1);
     if (!out)
         return;
-    if (plan->merges) {
-        printf("\nrelative distance of the merged head from the heads it replaces\n%6s %10s %10s\n", "layer", "K", "V");
-        for (int64_t l = 0; l < out->L; l++)
-            if (out->layers[l].error[0].G)
-                printf("%6lld %10.4f %10.4f\n", (long long)l, layer_error(&out->layers[l].error[0]), layer_error(&out->layers[l].error[1]));
-        printf("\nThe function changed: measure it with gqa-eval perplexity, repair it with gqa-uptrain.\n");
-    }
+    if (plan->merges)
+        print_layers(plan, o, out);
     printf("done in %.2f s\n", out->seconds);
 }

@@ -1,5 +1,6 @@
-/* The walk: every tensor of the result in the order it is stored, copied in row blocks or pooled, while a second thread
- * hashes the source's files for provenance. Memory is two block buffers, whatever the model's size. */
+/* The walk: every tensor of the result in the order it is stored, copied in row blocks, pooled, or taken from a merged layer
+ * (layers.c), while a second thread hashes the source's files for provenance. Without merged layers memory is two block buffers,
+ * whatever the model's size. */
 #include "convert.h"
 
 #include <pthread.h>
@@ -62,7 +63,7 @@ static enum code copy_tensor(struct checkpoint *source, const struct ckpt_tensor
     return OK;
 }
 
-static double initializer_range(const struct arch *a)
+double initializer_range(const struct arch *a)
 {
     double sd = 0.02;
     json_t *config = a->source_config ? json_loads(a->source_config, 0, NULL) : NULL;
@@ -73,7 +74,7 @@ static double initializer_range(const struct arch *a)
     return sd;
 }
 
-static enum code error_table(struct pool_error *e, int64_t G)
+enum code error_table(struct pool_error *e, int64_t G)
 {
     e->G = G;
     e->distance = calloc((size_t)G, sizeof *e->distance);
@@ -95,7 +96,7 @@ static enum code convert_heads(struct checkpoint *source, const struct plan *pla
 {
     int64_t G0 = plan->from.stack[STACK_DEC].block[in->layer].G, P = plan->pooled[in->layer];
     int keys = strstr(in->name, ".k.") != NULL;
-    struct pool_job job = { source, in, w, out, in->n[0] / G0, P, (enum method)o->method, (uint64_t)o->seed, initializer_range(&plan->from),
+    struct pool_job job = { source, in, w, out, in->n[0] / G0, P, (enum merge_method)o->method, (uint64_t)o->seed, initializer_range(&plan->from),
                             NULL, buffer, buffer_bytes };
     if (P == G0) {
         int64_t bad = 0;
@@ -118,12 +119,14 @@ static enum code convert_heads(struct checkpoint *source, const struct plan *pla
     return c;
 }
 
-static enum code convert_tensor(struct checkpoint *source, const struct plan *plan, const struct options *o, struct ckpt_writer *w,
+static enum code convert_tensor(struct checkpoint *source, const struct plan *plan, const struct options *o, struct layers *layers, struct ckpt_writer *w,
                                 const struct ckpt_tensor *out, void *buffer, size_t buffer_bytes, struct outcome *result)
 {
     const struct ckpt_tensor *in = ckpt_find(source, out->name);
     if (!in)
         return fail(ERR_INTERNAL, "%s: result tensor %s has no source", ckpt_path(source), out->name);
+    if (layers && layers_holds(layers, in))
+        return layers_write(layers, in, w, out);
     if (in->layer >= 0 && (in->pool == POOL_KV || (in->pool == POOL_QKNORM && plan->from.qk_norm != QK_NORM_HEAD))) {
         int64_t G0 = plan->from.stack[STACK_DEC].block[in->layer].G, G = plan->arch.stack[STACK_DEC].block[in->layer].G;
         if (plan->pooled[in->layer] != G0 || G != G0)
@@ -149,15 +152,17 @@ static enum code walk(struct checkpoint *source, const struct plan *plan, const 
     char name[96];
     progress_begin(&p, "convert", plan->bytes_out >> 20);
     int64_t done = 0;
-    enum code c = OK;
+    struct layers *layers = NULL;
+    enum code c = plan->whole_layers ? layers_open(&layers, source, plan, o, out) : OK;
     for (int i = 0; c == OK && i < ckpt_writer_count(w); i++) {
         const struct ckpt_tensor *t = ckpt_writer_at(w, i);
         snprintf(name, sizeof name, "MiB %s", t->name);
         progress_update(&p, done >> 20, name);
-        c = convert_tensor(source, plan, o, w, t, buffer, bytes, out);
+        c = convert_tensor(source, plan, o, layers, w, t, buffer, bytes, out);
         done += t->bytes;
     }
     progress_end(&p);
+    layers_close(layers);
     free(buffer);
     return c;
 }
@@ -178,11 +183,15 @@ static enum code outcome_init(struct outcome *out, struct checkpoint *source, co
 
 void outcome_free(struct outcome *o)
 {
-    for (int64_t l = 0; o->layers && l < o->L; l++)
+    for (int64_t l = 0; o->layers && l < o->L; l++) {
         for (int k = 0; k < 2; k++) {
             free(o->layers[l].error[k].distance);
             free(o->layers[l].error[k].size);
         }
+        free(o->layers[l].j);
+        free(o->layers[l].mean_j);
+        free(o->layers[l].members);
+    }
     free(o->layers);
     free(o->inputs);
 }
