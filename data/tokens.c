@@ -59,7 +59,7 @@ enum code data_detect_format(const char *path, enum data_format *format) {
     else if (ends_with(path, n, ".bin") || ends_with(path, n, ".npy"))
         *format = DATA_RAW;
     else
-        return fail(ERR_INPUT, "%s: cannot tell its format by name or content (.bin .idx .npy .txt .jsonl); set data.format", path);
+        return fail(ERR_INPUT, "%s: cannot tell its format by name or content (.bin .idx .npy .txt .jsonl); name it: data.format, or --format of gqa-eval", path);
     return OK;
 }
 
