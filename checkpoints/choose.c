@@ -168,8 +168,10 @@ static enum code try_expanded(const struct arch *result, struct ckpt_choice *c)
     begin(c, result, HOME_EXPANDED, family_name(result), 0);
     TRY(holds(result, c, class_name));
     heads_text(result, heads, sizeof heads);
-    snprintf(c->sentence, sizeof c->sentence, "%s with a copy of its key/value head for every query head: computes the same as %s, loads everywhere, "
-             "saves no memory", class_name, heads);
+    int ours = !strcmp(c->family, "gqakit");
+    snprintf(c->sentence, sizeof c->sentence, "%s with a copy of its key/value head for every query head: computes the same as %s, %s, saves no memory%s",
+             class_name, heads, ours ? "loads with trust_remote_code=True" : "loads everywhere",
+             ours ? "; as the class of the family it came from: --kv-heads (the query heads), --target retarget, --target-family NAME" : "");
     return OK;
 }
 

@@ -308,6 +308,26 @@ static void converts_again(const char *final, int gguf, double loss)
     free(whole);
 }
 
+/* What only our own form holds: with every head's own copy it is a model of its first family again, of the same class. */
+static void goes_home(const char *source, const char *final, double loss)
+{
+    struct checkpoint *ck;
+    char family[32], heads[24], *home = temp_path("home");
+    assert_ok(ckpt_open(&ck, final, NULL));
+    int ours = !strcmp(ckpt_arch(ck)->family, "gqakit");
+    ckpt_close(ck);
+    assert_ok(ckpt_open(&ck, source, NULL));
+    snprintf(family, sizeof family, "%s", ckpt_arch(ck)->family);
+    snprintf(heads, sizeof heads, "%lld", (long long)ckpt_arch(ck)->stack[STACK_DEC].block[0].H);
+    ckpt_close(ck);
+    if (ours) {
+        program_ok(CONVERT(final, home, "--quiet", "--force", "--kv-heads", heads, "--target", "retarget", "--target-family", family));
+        family_is(home, family, atoi(heads));
+        near("home", loss_of(home), loss, tolerance());
+    }
+    free(home);
+}
+
 static void walk(const char *model, int64_t G, int64_t length, const char *family, int gguf, int decode)
 {
     char *source = with_tokenizer(model), *grouped = temp_path("grouped"), *run = temp_path("run"), heads[24];
@@ -338,6 +358,7 @@ static void walk(const char *model, int64_t G, int64_t length, const char *famil
         decodes(final);
     }
     converts_again(final, gguf, last);
+    goes_home(source, final, last);
     assert_ok(io_remove_tree(run));
     assert_ok(io_remove_tree(source));
     free(source);
