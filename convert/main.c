@@ -45,12 +45,6 @@ static const struct cli cli = {
     flags, (int)(sizeof flags / sizeof flags[0]), 0, 2,
 };
 
-enum dtype options_dtype(const struct options *o)
-{
-    static const enum dtype types[] = { DT_NONE, DT_F32, DT_BF16, DT_F16 };
-    return types[o->dtype];
-}
-
 static enum code verify_run(const struct options *o)
 {
     int n = 0;

@@ -37,29 +37,26 @@ static double mean_square(const double *x, int64_t n)
     return sum / (double)n;
 }
 
-static void finish_key_norm(const struct job *job)
+/* As plain as the keys under it: the mean or one head's. Random keys start afresh. */
+static void mean_key_norm(const struct job *job)
+{
+    int64_t D = job->D;
+    for (int64_t i = 0; i < job->to->G * D; i++) {
+        const struct side *s = &job->sides[2 * (i / D)];
+        double sum = 0;
+        for (int64_t j = 0; j < job->m; j++)
+            sum += s->A[i % D * job->m * D + j * D + i % D] * job->from->k_norm[job->members[i / D * job->m + j] * D + i % D];
+        job->to->k_norm[i] = job->method == MERGE_RANDOM ? 1 : sum;
+    }
+}
+
+/* One constant, whose share the keys lose. */
+static void constant_key_norm(const struct job *job)
 {
     const struct attention_layer *a = job->from;
     struct attention_layer *to = job->to;
-    int64_t D = job->D, n = to->G * D;
-    if (a->qk_norm == QK_NORM_HEAD)
-        memcpy(to->k_norm, a->k_norm, (size_t)D * sizeof *to->k_norm);
-    if (a->qk_norm == QK_NORM_PER_HEAD) /* as plain as the keys under it; random starts afresh */
-        for (int64_t i = 0; i < n; i++) {
-            double sum = 0;
-            const struct side *s = &job->sides[2 * (i / D)];
-            for (int64_t j = 0; j < job->m; j++)
-                sum += s->A[i % D * job->m * D + j * D + i % D] * a->k_norm[job->members[i / D * job->m + j] * D + i % D];
-            to->k_norm[i] = job->method == MERGE_RANDOM ? 1 : sum;
-        }
-    if (a->qk_norm != QK_NORM_FULL)
-        return;
-    if (job->m == 1) {
-        for (int64_t i = 0; i < n; i++)
-            to->k_norm[i] = a->k_norm[job->members[i / D] * D + i % D];
-        return;
-    }
-    double merged = mean_square(to->k, n * job->C), old = mean_square(a->k, a->G * D * job->C);
+    int64_t n = to->G * job->D;
+    double merged = mean_square(to->k, n * job->C), old = mean_square(a->k, a->G * job->D * job->C);
     double constant = job->method == MERGE_RANDOM || !(merged > 0 && old > 0) ? 1 : sqrt(merged / old);
     for (int64_t i = 0; i < n; i++)
         to->k_norm[i] = constant;
@@ -67,6 +64,21 @@ static void finish_key_norm(const struct job *job)
         to->k[i] /= constant;
     for (int64_t i = 0; to->k_bias && i < n; i++)
         to->k_bias[i] /= constant;
+}
+
+static void finish_key_norm(const struct job *job)
+{
+    const struct attention_layer *a = job->from;
+    int64_t D = job->D;
+    if (a->qk_norm == QK_NORM_HEAD)
+        memcpy(job->to->k_norm, a->k_norm, (size_t)D * sizeof *a->k_norm);
+    else if (a->qk_norm != QK_NORM_NONE && job->m == 1)
+        for (int64_t g = 0; g < job->to->G; g++)
+            memcpy(job->to->k_norm + g * D, a->k_norm + job->members[g] * D, (size_t)D * sizeof *a->k_norm);
+    else if (a->qk_norm == QK_NORM_PER_HEAD)
+        mean_key_norm(job);
+    else if (a->qk_norm == QK_NORM_FULL)
+        constant_key_norm(job);
 }
 
 /* ---- solving ----------------------------------------------------------------------------------------------------------- */

@@ -5,6 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum dtype options_dtype(const struct options *o)
+{
+    static const enum dtype types[] = { DT_NONE, DT_F32, DT_BF16, DT_F16 };
+    return types[o->dtype];
+}
+
 static void list_legal(const struct arch *a, char *list, size_t n)
 {
     int64_t legal[64];

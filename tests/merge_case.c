@@ -52,7 +52,7 @@ void merge_arch(struct arch *a, enum merge_kind kind, int64_t H, int64_t G)
 static int equal_gains(const struct attention_layer *a)
 {
     for (int64_t p = 0; a->qk_norm == QK_NORM_HEAD && p < a->rotary / 2; p++)
-        if (fabs(a->k_norm[p] - a->k_norm[p + a->rotary / 2]) > 1e-9)
+        if (fabs(a->k_norm[p] - a->k_norm[p + a->rotary / 2]) > 1e-9 || fabs(a->q_norm[p] - a->q_norm[p + a->rotary / 2]) > 1e-9)
             return 0;
     return 1;
 }
