@@ -27,3 +27,6 @@ class GqakitConfig(PretrainedConfig):
 
 
 __all__ = ["GqakitConfig"]
+
+
+GqakitConfig.register_for_auto_class()  # save_pretrained copies this file along

@@ -365,3 +365,6 @@ class GqakitForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 __all__ = ["GqakitForCausalLM"]
+
+
+GqakitForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # save_pretrained copies this file along
