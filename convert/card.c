@@ -41,9 +41,12 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
     fprintf(f, "\nHome: %s%s: %s.\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         fprintf(f, "\nApproximate: %s.\n", plan->note);
-    fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). %s. Loss before and after: not measured.\n\n"
+    char loss[320] = "Loss before and after: not measured";
+    if (out->calibrated)
+        calibration_sentence(&out->calibration, plan, o, loss, sizeof loss);
+    fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). %s. %s.\n\n"
                "| input file | bytes | SHA-256 |\n|---|---|---|\n",
-            o->grouping == GROUPING_SIMILAR ? "Groups are heads that merge with the least error, put side by side" : "Groups are consecutive heads");
+            o->grouping == GROUPING_SIMILAR ? "Groups are heads that merge with the least error, put side by side" : "Groups are consecutive heads", loss);
     for (int i = 0; i < out->n_inputs; i++)
         fprintf(f, "| %s | %lld | %s |\n", out->inputs[i].path, (long long)out->inputs[i].bytes, out->inputs[i].sha256);
     if (fclose(f) != 0) {

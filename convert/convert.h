@@ -5,6 +5,7 @@
 
 #include "base/base.h"
 #include "checkpoints/checkpoint.h"
+#include "calibrate.h"
 #include "merge.h"
 
 #define GROUPINGS "consecutive|similar"
@@ -15,6 +16,9 @@ struct options {
     const char *source, *target;
     int inspect, dry_run, json, force, quiet, compress;
     int method, grouping;          /* enum merge_method, enum grouping */
+    const char *calibration;       /* NULL: none */
+    int64_t calibration_tokens, sequence_length, threads; /* 0: defaults */
+    int refit;                     /* enum refit */
     int64_t kv_heads;              /* KV_HEADS_KEEP: not asked; 0 is an answer, and refused */
     struct cli_ints kv_heads_per_layer; /* n 0: not asked */
     int home;                      /* enum ckpt_home */
@@ -35,6 +39,7 @@ struct plan {
     char note[320];        /* what the merge cannot do exactly, besides merging; "" */
     int64_t bytes_in, bytes_out;
     int whole_layers;      /* 1: heads are merged one attention layer in memory at a time (layers.c), 0: streamed (pool.c) */
+    struct calibration_size calibration; /* sequences 0: none */
     int64_t layer_bytes;   /* what that takes, of the largest layer */
 };
 /* Refuses group counts that neither divide a layer's K/V heads nor are a multiple of them that divides its query heads, listing the
@@ -93,6 +98,8 @@ struct outcome {
     struct file_hash *inputs;
     int n_inputs;
     double seconds;
+    int calibrated;           /* 1: calibration holds something */
+    struct calibration calibration;
     int64_t nonfinite_copied; /* elements in tensors that were only copied */
 };
 void outcome_free(struct outcome *o);
@@ -105,6 +112,11 @@ enum code layers_open(struct layers **s, struct checkpoint *source, const struct
 void layers_close(struct layers *s); /* NULL is fine */
 /* 1 when this tensor's values come from a merged layer. */
 int layers_holds(const struct layers *s, const struct ckpt_tensor *in);
+/* One layer under these moments (merge.h; NULL: by weights), grouped as asked; what it cost goes to out->layers. */
+enum code layers_merge(struct attention_layer *to, const struct attention_layer *from, const struct plan *plan, const struct options *o,
+                       const double *moments, struct outcome *out) MUST_USE;
+/* Rows of heads as merged, each `repeat` times in a row where the result repeats them; other tensors as they are. */
+enum code layers_write_rows(struct ckpt_writer *w, const struct ckpt_tensor *out, const float *values, int64_t count, int64_t head) MUST_USE;
 enum code layers_write(struct layers *s, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out) MUST_USE;
 double initializer_range(const struct arch *a); /* of config.json, or 0.02 */
 

@@ -97,18 +97,18 @@ static enum code hold(struct held *h, const struct attention_layer *to)
     return OK;
 }
 
-static enum code merge_layer(struct layers *s, struct held *h, const struct attention_layer *from, struct attention_layer *to)
+enum code layers_merge(struct attention_layer *to, const struct attention_layer *from, const struct plan *plan, const struct options *o,
+                       const double *moments, struct outcome *out)
 {
-    struct layer_errors *e = &s->out->layers[from->layer];
-    struct merge_input input = {.seed = (uint64_t)s->o->seed, .init_sd = initializer_range(&s->plan->from)};
-    enum merge_method method = (enum merge_method)s->o->method;
+    struct layer_errors *e = &out->layers[from->layer];
+    struct merge_input input = {.moments = moments, .seed = (uint64_t)o->seed, .init_sd = initializer_range(&plan->from)};
+    enum merge_method method = (enum merge_method)o->method;
     struct merge_cost cost;
     TRY(cost_tables(e, from->G, to->G));
-    if (s->o->grouping == GROUPING_SIMILAR)
+    if (o->grouping == GROUPING_SIMILAR)
         TRY(merge_grouping(from, &input, method, to->G, e->members));
     cost = (struct merge_cost){e->error[0].distance, e->error[1].distance, e->j, e->mean_j};
-    TRY(merge_heads(to, from, &input, method, e->members, &cost));
-    return hold(h, to);
+    return merge_heads(to, from, &input, method, e->members, &cost);
 }
 
 static enum code compute(struct layers *s, struct held *h, int64_t layer)
@@ -118,7 +118,9 @@ static enum code compute(struct layers *s, struct held *h, int64_t layer)
     if (c == OK)
         c = attention_layer_new(&to, ckpt_arch(s->source), layer, s->plan->pooled[layer]);
     if (c == OK)
-        c = merge_layer(s, h, &from, &to);
+        c = layers_merge(&to, &from, s->plan, s->o, NULL, s->out);
+    if (c == OK)
+        c = hold(h, &to);
     for (int i = 0; c == OK && i < ckpt_count(s->source); i++) {
         const struct ckpt_tensor *t = ckpt_at(s->source, i);
         h->left += t->layer == layer && layers_holds(s, t);
@@ -129,7 +131,7 @@ static enum code compute(struct layers *s, struct held *h, int64_t layer)
 }
 
 /* Each of the pooled heads `repeat` times in a row; other tensors have as many rows as there are. */
-static enum code write_rows(struct ckpt_writer *w, const struct ckpt_tensor *out, const float *values, int64_t count, int64_t head)
+enum code layers_write_rows(struct ckpt_writer *w, const struct ckpt_tensor *out, const float *values, int64_t count, int64_t head)
 {
     int64_t width = out->nd == 2 ? out->n[1] : 1, rows = count / width, repeat = out->n[0] / rows;
     if (repeat == 1)
@@ -149,7 +151,7 @@ enum code layers_write(struct layers *s, const struct ckpt_tensor *in, struct ck
     while (i < N_NAMES && strcmp(strstr(in->name, "attn."), NAMES[i]) != 0)
         i++;
     CHECK(i < N_NAMES && h->count[i] > 0 && h->left > 0);
-    TRY(write_rows(w, out, h->values + h->first[i], h->count[i], s->plan->from.stack[STACK_DEC].block[in->layer].D));
+    TRY(layers_write_rows(w, out, h->values + h->first[i], h->count[i], s->plan->from.stack[STACK_DEC].block[in->layer].D));
     if (--h->left == 0) {
         free(h->values);
         h->values = NULL;

@@ -1,5 +1,6 @@
 /* gqa-convert: checkpoint -> checkpoint with fewer key/value heads, or any format -> any format. */
 #include "convert.h"
+#include "kernels/kernels.h"
 
 #include <stdio.h>
 
@@ -13,6 +14,13 @@ static const struct cli_flag flags[] = {
     FLAG("--method", CLI_CHOICE, method, MERGE_METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
          "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares"),
     FLAG("--grouping", CLI_CHOICE, grouping, GROUPINGS, "which heads share a group: neighbours (default), or those that merge with the least error"),
+    FLAG("--calibration", CLI_STR, calibration, "FILE", "tokens (as gqa-eval takes them) or text that the source runs over, layer by layer: merging by what attention reads, and "
+         "the loss before and after"),
+    FLAG("--calibration-tokens", CLI_INT, calibration_tokens, "N", "how many, spread over FILE; the last tenth is held out (default 32768)"),
+    FLAG("--sequence-length", CLI_INT, sequence_length, "N", "of the calibration (default: the model's positions, at most 1024)"),
+    FLAG("--refit", CLI_CHOICE, refit, REFIT_NAMES, "with --calibration: fit to the original's hidden states, by least squares, the output projection; block: the MLP's down "
+         "projection too; all: the query projection too (default none)"),
+    FLAG("--threads", CLI_INT, threads, "N", "of the calibration (default 0: all CPUs)"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),
     FLAG("--shard-size", CLI_INT, shard_mb, "MB", "start a new safetensors shard beyond this (default: the source's shards)"),
@@ -74,8 +82,12 @@ static enum code convert_run(const struct options *o)
         c = ckpt_rewritten(&rewritten, source, &plan.choice);
         source = rewritten;
     }
-    if (c == OK)
-        c = o->dry_run ? stream_check(source, &plan, o) : stream_convert(source, &plan, o, &out);
+    if (c == OK && o->dry_run)
+        c = stream_check(source, &plan, o);
+    if (c == OK && o->calibration)
+        c = calibration_measure(&plan.calibration, source, &plan, o);
+    if (c == OK && !o->dry_run)
+        c = stream_convert(source, &plan, o, &out);
     if (c == OK && o->json) {
         json_t *j = report_convert(source, &plan, o, o->dry_run ? NULL : &out);
         json_print(j, 2);
@@ -102,6 +114,10 @@ static enum code run(int argc, char **argv)
         return fail(ERR_USAGE, "--header-limit is in MB, from 1 to 100");
     if (o.shard_mb < 0 || o.shard_mb > (1 << 30))
         return fail(ERR_USAGE, "--shard-size is in MB, from 1 to %d", 1 << 30);
+    if (o.calibration_tokens < 0 || o.sequence_length < 0 || o.sequence_length > (1 << 24) || o.threads < 0 || o.threads > 4096)
+        return fail(ERR_USAGE, "--calibration-tokens and --threads must be positive, --sequence-length from 1 to %d", 1 << 24);
+    if (!o.calibration && (o.refit || o.calibration_tokens || o.sequence_length))
+        return fail(ERR_USAGE, "--refit, --calibration-tokens and --sequence-length need --calibration FILE");
     if (o.verify)
         return words.n == 0 ? verify_run(&o) : fail(ERR_USAGE, "--verify takes one directory and nothing else");
     if (words.n != (o.inspect ? 1 : 2))
@@ -113,6 +129,7 @@ static enum code run(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+    kernels_boot(argc, argv);
     json_result_command(argc, argv);
     return fail_exit("gqa-convert", run(argc, argv));
 }

@@ -146,6 +146,7 @@ enum code plan_make(struct plan *p, struct checkpoint *source, const struct opti
         knorm_note(&p->from, (enum merge_method)o->method, p->note, sizeof p->note);
         p->whole_layers = o->method > MERGE_RANDOM || (o->grouping == GROUPING_SIMILAR && o->method != MERGE_RANDOM);
     }
+    p->whole_layers |= p->merges && o->calibration != NULL;
     for (int64_t l = 0; p->whole_layers && l < p->from.stack[STACK_DEC].L; l++) {
         int64_t bytes = p->pooled[l] < p->from.stack[STACK_DEC].block[l].G ? merge_bytes(&p->from, l, p->pooled[l]) : 0;
         p->layer_bytes = bytes > p->layer_bytes ? bytes : p->layer_bytes;

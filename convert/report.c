@@ -127,14 +127,18 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
         json_object_set_new(j, "merge_memory_bytes", json_integer(plan->layer_bytes));
     if (out && plan->whole_layers) {
         char sentence[320];
-        expectation(out, (enum merge_method)o->method, sentence, sizeof sentence);
+        if (out->calibrated)
+            calibration_sentence(&out->calibration, plan, o, sentence, sizeof sentence);
+        else
+            expectation(out, (enum merge_method)o->method, sentence, sizeof sentence);
         json_object_set_new(j, "expect", json_string(sentence));
     }
     json_object_set_new(j, "files", files);
     json_object_set_new(j, "layers", layers);
     json_object_set_new(j, "refused", json_array());
-    json_object_set_new(j, "loss_before", json_null());
-    json_object_set_new(j, "loss_after", json_null());
+    json_object_set_new(j, "loss_before", out && out->calibrated ? json_real(out->calibration.loss_before) : json_null());
+    json_object_set_new(j, "loss_after", out && out->calibrated ? json_real(out->calibration.loss_after) : json_null());
+    json_object_set_new(j, "calibration", o->calibration ? calibration_json(&plan->calibration, out ? &out->calibration : NULL, o) : json_null());
     if (out) {
         json_object_set_new(j, "seconds", json_real(out->seconds));
         json_object_set_new(j, "peak_memory_bytes", json_integer(host_peak_rss()));
@@ -187,11 +191,15 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     printf("home               %s%s: %s\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         printf("note               %s\n", plan->note);
+    if (o->calibration)
+        calibration_print_size(&plan->calibration, o);
     printf("tensor bytes       %s -> %s\n", in, to);
     printf("K/V per token      %s -> %s\n", kv0, kv1);
     if (!out)
         return;
     if (plan->merges)
         print_layers(plan, o, out);
+    if (out->calibrated)
+        calibration_print(&out->calibration, plan, o);
     printf("done in %.2f s\n", out->seconds);
 }

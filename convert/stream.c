@@ -125,6 +125,9 @@ static enum code convert_tensor(struct checkpoint *source, const struct plan *pl
     const struct ckpt_tensor *in = ckpt_find(source, out->name);
     if (!in)
         return fail(ERR_INTERNAL, "%s: result tensor %s has no source", ckpt_path(source), out->name);
+    const struct overlay_tensor *made = result->calibrated ? overlay_find(&result->calibration.overlay, out->name) : NULL;
+    if (made)
+        return layers_write_rows(w, out, made->values, made->n[0] * made->n[1], plan->from.stack[STACK_DEC].block[in->layer].D);
     if (layers && layers_holds(layers, in))
         return layers_write(layers, in, w, out);
     if (in->layer >= 0 && (in->pool == POOL_KV || (in->pool == POOL_QKNORM && plan->from.qk_norm != QK_NORM_HEAD))) {
@@ -153,7 +156,7 @@ static enum code walk(struct checkpoint *source, const struct plan *plan, const 
     progress_begin(&p, "convert", plan->bytes_out >> 20);
     int64_t done = 0;
     struct layers *layers = NULL;
-    enum code c = plan->whole_layers ? layers_open(&layers, source, plan, o, out) : OK;
+    enum code c = plan->whole_layers && !out->calibrated ? layers_open(&layers, source, plan, o, out) : OK;
     for (int i = 0; c == OK && i < ckpt_writer_count(w); i++) {
         const struct ckpt_tensor *t = ckpt_writer_at(w, i);
         snprintf(name, sizeof name, "MiB %s", t->name);
@@ -194,6 +197,7 @@ void outcome_free(struct outcome *o)
     }
     free(o->layers);
     free(o->inputs);
+    calibration_close(&o->calibration);
 }
 
 static json_t *provenance_facts(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
@@ -224,6 +228,14 @@ enum code stream_convert(struct checkpoint *source, const struct plan *plan, con
     struct ckpt_target target = target_of(source, plan, o);
     struct ckpt_writer *w = NULL;
     TRY(ckpt_create(&w, &target));
+    if (o->calibration) {
+        out->calibrated = 1;
+        enum code calibrated = calibration_run(&out->calibration, source, plan, o, out);
+        if (calibrated != OK) {
+            ckpt_abandon(w);
+            return calibrated;
+        }
+    }
     struct hasher hasher = { ckpt_path(source), out->inputs, out->n_inputs, OK, "" };
     pthread_t thread;
     int threaded = pthread_create(&thread, NULL, hash_files, &hasher) == 0;

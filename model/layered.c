@@ -49,7 +49,7 @@ static void values_attend(const struct model *m, const struct current *c, struct
 {
     struct block_views b = block_views(&m->env, c->dims, c->keep);
     struct view none = view_none();
-    struct model_block_values values = {b.x, b.q, b.k, b.v, b.lse, b.o, none, none};
+    struct model_block_values values = {b.x, b.q, b.k, b.v, b.lse, c->w->alibi, b.o, none, none};
     if (m->arch.norm_place == NORM_PRE)
         values.n = act_2d(&m->env, m->env.n, m->env.B * m->env.T, m->arch.C);
     *v = values;
@@ -100,6 +100,29 @@ enum code model_block_hidden(struct model *m, const struct batch *b, const float
     values_attend(m, &c, v);
     values_hidden(m, &c, v);
     return m->be->act_fwd(m->dev, v->hidden, at.gate, at.up, m->arch.mlp);
+}
+
+/* The rotation by -angle multiplies by the tables' factor as the rotation does (YaRN scales both): twice too often. */
+static void unscale(const struct model *m, float *q, int64_t vectors, int64_t D)
+{
+    double factor = (double)*view_f32(m->env.rope_cos);
+    float inverse = (float)(1.0 / (factor * factor));
+    for (int64_t i = 0; i < vectors && factor != 1.0; i++)
+        for (int64_t d = 0; d < m->arch.rope.dims; d++)
+            q[i * D + d] *= inverse;
+}
+
+enum code model_block_unrotate(struct model *m, const struct batch *b, float *q, int64_t heads)
+{
+    struct current c = current_block(m);
+    int64_t N = b->B * b->T, D = c.dims->D;
+    if (m->arch.pos != POS_ROPE)
+        return OK;
+    CHECK(m->parameters.host);
+    TRY(batch_begin(m, b, NULL));
+    TRY(m->be->rope(m->dev, view_3d(q, DT_F32, N, heads, D), m->env.rope_cos, m->env.rope_sin, m->env.pos, 1));
+    unscale(m, q, N * heads, D);
+    return OK;
 }
 
 enum code model_part_score(struct model *m, const struct batch *b, const float *x, struct view logp, double *loss_sum, int64_t *count)

@@ -101,6 +101,7 @@ struct model_block_values {
     struct view n;       /* [N,C] what q, k and v were projected from */
     struct view q, k, v; /* [B,T,H,D], [B,T,G,D]: as attention read them, normed and rotated */
     struct view lse;     /* [B,H,T] of the attention */
+    struct view alibi;   /* [H] slopes */
     struct view o;       /* [N,H*D] the attention's output, heads side by side: what the output projection reads */
     struct view mid;     /* [N,C] x + attention: sequential forms */
     struct view hidden;  /* [N,F] what the MLP's down projection reads */
@@ -111,6 +112,8 @@ enum code model_block_attend(struct model *m, const struct batch *b, const float
 enum code model_block_finish(struct model *m, float *out, struct model_block_values *v) MUST_USE;
 /* Pre-norm forms. mid and hidden from x and an o [N,H*D] kept from model_block_attend, by the output projection as it is now. */
 enum code model_block_hidden(struct model *m, const struct batch *b, const float *x, const float *o, struct model_block_values *v) MUST_USE;
+/* q [N, heads*D] in host memory, of the batch's positions: what gives q when it is rotated as the block's queries are. */
+enum code model_block_unrotate(struct model *m, const struct batch *b, float *q, int64_t heads) MUST_USE;
 /* As model_score, from the last block's output x. */
 enum code model_part_score(struct model *m, const struct batch *b, const float *x, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
 

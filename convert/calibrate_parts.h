@@ -1,0 +1,66 @@
+/* Private to the calibration's files: its state while the layers go by. */
+#ifndef GQAKIT_CONVERT_CALIBRATE_PARTS_H
+#define GQAKIT_CONVERT_CALIBRATE_PARTS_H
+
+#include "calibrate.h"
+#include "convert.h"
+#include "data/data.h"
+#include "kernels/kernels.h"
+#include "model/model.h"
+
+/* Tokens of all sequences: [sequences, length + 1], mask alike. */
+struct calibration_tokens { int64_t sequences, held_out, length; int eos; int32_t *ids; uint8_t *mask; };
+
+/* Rows are tokens: N = sequences * length, sequence-major; those from fit_rows on are held out. */
+struct calibrating {
+    const struct plan *plan;
+    const struct options *o;
+    struct checkpoint *source;
+    struct calibration *result;
+    const struct backend *be;
+    struct device *dev;
+    struct arch to;               /* the source's arch with the result's K/V heads */
+    struct model *m0, *m1;        /* original and converted, layered */
+    struct calibration_tokens t;
+    struct batch batch;
+    int64_t batch_rows;           /* sequences of a full batch */
+    struct spill spill;
+    int64_t N, fit_rows, C;
+    float *x0, *x1;               /* [N,C] hidden states before the layer, original and converted; x1 NULL until needed */
+    float *next0;                 /* [N,C] the original's after the layer; x0 itself where x0 is not needed again */
+    float *mid0;                  /* [N,C] the original's after the attention, then residuals; refit of sequential forms */
+    float *mid1;                  /* [N,C] */
+    float *features;              /* [N, W] */
+    float *part;                  /* [batch, C] */
+};
+
+/* A batch: sequences [first, first + count), rows [row, row + rows). Never across the held-out boundary. */
+struct span { int64_t first, count, row, rows; };
+/* The next one after `s` (zeroed: the first at sequence `from`); 0 at `to`. */
+int span_next(const struct calibrating *c, struct span *s, int64_t from, int64_t to);
+const struct batch *span_batch(struct calibrating *c, const struct span *s);
+
+/* refit.c. The layer in m1 is merged and loaded, x1 its input, next0 and mid0 the original's states; leaves x1 its output. */
+enum code refit_layer(struct calibrating *c, int64_t layer) MUST_USE;
+int64_t refit_width(const struct arch *a, const struct arch_block *b); /* floats of features by row */
+/* refit_query.c. The query projection, before the others; m0 holds the same layer of the original. */
+enum code refit_queries(struct calibrating *c, int64_t layer) MUST_USE;
+/* ERR_UNSUPPORTED with the reason where a family's form does not allow what is asked. */
+enum code refit_check(const struct arch *a, enum refit r) MUST_USE;
+
+/* One regression over the rows of all tokens: residual [N,C] on features of stride ld, with the ridge chosen on held-out rows. *delta,
+ * malloc'ed [width, C] and with `ones` a row for the constant; zero when no ridge beats leaving things alone. gram_close(&r->g) afterwards,
+ * also on an error. */
+struct regression { struct gram g; struct ridge_parts parts; const float *u; int64_t ld; const float *residual; int64_t width, C; };
+enum code regression_run(const struct calibrating *c, struct regression *r, int ones, float **delta, double *share) MUST_USE;
+
+/* A linear map of m1's layer: "attn.o", "mlp.down", "attn.q". */
+struct map { const struct model_param *w, *b; /* b NULL: none */ };
+struct map map_of(const struct calibrating *c, int64_t layer, const char *name);
+enum code map_keep(struct calibrating *c, const struct map *m) MUST_USE; /* into the overlay */
+void map_add(const struct map *m, const float *delta, int64_t rows, float scale); /* w [rows, width] += delta [width, rows] transposed / scale */
+void bias_add(const struct map *m, const float *delta, int64_t rows);
+
+static inline float *rows_at(float *p, int64_t row, int64_t width) { return p + row * width; }
+
+#endif
