@@ -20,7 +20,7 @@
 #include <string.h>
 
 enum { LANES = 32 };
-#define QUERY_RIDGE 0.03f
+#define QUERY_RIDGE 0.003f
 
 static int64_t pairs(int64_t D) { return D * (D + 1) / 2; }
 
