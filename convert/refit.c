@@ -90,6 +90,7 @@ static enum code regression_choose(const struct calibrating *c, struct regressio
         while (code == OK && better && share < 1e3 && share > 1e-7) {
             code = try_share(c, r, share, wide, tried, rest, &error);
             better = code == OK && error < best;
+            code = code == ERR_NUMERIC ? OK : code; /* too little ridge for features that nearly depend on each other */
             if (better) {
                 best = error;
                 *chosen = share;
