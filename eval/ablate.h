@@ -77,6 +77,7 @@ json_t *ablate_results(const struct ablation *a);                    /* schema g
 char *ablate_csv(const struct ablation *a);                          /* malloc'ed, like the other texts */
 char *ablate_markdown(const struct ablation *a);
 char *ablate_html(const struct ablation *a);
+const char *grouping_text(const char *grouping);                      /* after a method's name: "" or " similar" */
 void ablate_table(const struct ablation *a, FILE *f);                /* what the command prints */
 /* The report's plots as SVG text (malloc'ed), NULL when gnuplot is missing or there is nothing to draw. */
 enum ablate_plot { PLOT_QUALITY_TIME, PLOT_TIME_GROUPS, PLOT_LOSS_SHARE, PLOT_CURVES, N_PLOTS };

@@ -15,8 +15,8 @@ static const struct config_field fields[] = {
     F("output_dir", CONFIG_STR, output_dir, NULL, "instead of runs/NAME"),
     F("model.path", CONFIG_STR, model, NULL, "the checkpoint to start from"),
     F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
-    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random"),
-    F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "consecutive"),
+    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd"),
+    F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "which heads share a group: consecutive, similar"),
     F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy"),
     F("grid.uptrain_fraction", CONFIG_FLOATS, alpha, "[0, 0.05]", "shares of the original pretraining tokens; 0 is no training"),
     F("grid.seed", CONFIG_INTS, seed, "[0]", "seeds of training (and of method random); summaries are over them"),
@@ -57,9 +57,12 @@ static enum code check_words(const struct ablation *a, const char *key, const st
         int known = 0;
         for (int k = 0; k < n; k++)
             known |= strcmp(word, legal[k]) == 0;
-        if (!known)
-            return fail(ERR_USAGE, "%s: %s: \"%s\" is not known here; legal: %s%s%s%s%s", config_where(a->config_file, config_root(a->config_file), key), key, word,
-                        legal[0], n > 1 ? ", " : "", n > 1 ? legal[1] : "", n > 2 ? ", " : "", n > 2 ? legal[2] : "");
+        if (!known) {
+            char all[256] = "";
+            for (int k = 0; k < n; k++)
+                snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", k ? ", " : "", legal[k]);
+            return fail(ERR_USAGE, "%s: %s: \"%s\" is not known here; legal: %s", config_where(a->config_file, config_root(a->config_file), key), key, word, all);
+        }
     }
     return OK;
 }
@@ -83,7 +86,7 @@ static enum code check_evaluate(const struct ablation *a)
 
 static enum code check_config(struct ablation *a)
 {
-    static const char *const methods[] = { "mean", "first", "random" }, *const groupings[] = { "consecutive" }, *const losses[] = { "ce" };
+    static const char *const methods[] = { "mean", "first", "random", "select", "align", "svd" }, *const groupings[] = { "consecutive", "similar" }, *const losses[] = { "ce" };
     const struct ablate_config *c = &a->config;
     const char *where = config_where(a->config_file, config_root(a->config_file), NULL);
     if (!c->name && !c->output_dir)
@@ -95,8 +98,8 @@ static enum code check_config(struct ablation *a)
         return fail(ERR_USAGE, "%s: model.path is missing", where);
     if (c->data.n == 0)
         return fail(ERR_USAGE, "%s: evaluate.data is missing: quality needs held-out text", where);
-    TRY(check_words(a, "grid.method", &c->method, methods, 3));
-    TRY(check_words(a, "grid.grouping", &c->grouping, groupings, 1));
+    TRY(check_words(a, "grid.method", &c->method, methods, 6));
+    TRY(check_words(a, "grid.grouping", &c->grouping, groupings, 2));
     TRY(check_words(a, "grid.loss", &c->loss, losses, 1));
     TRY(check_evaluate(a));
     const double *alpha = c->alpha.items;

@@ -1,6 +1,6 @@
 /* The cells: every combination of the grid, plus the controls a reader of the report needs: the original (G = H, alpha = 0), and
  * the original trained on the same data (G = H) for every alpha above 0. Combinations that mean the same are one cell: the
- * method does not matter at G = H, and the seed only where there is training or a random start. */
+ * method and the grouping do not matter at G = H, and the seed only where there is training or a random start. */
 #include "ablate.h"
 
 #include <math.h>
@@ -41,8 +41,10 @@ static enum code add_cell(struct ablation *a, int64_t G, const char *method, con
 {
     struct cell c = { .G = G, .method = method, .grouping = grouping, .loss = loss, .alpha = alpha, .seed = seed };
     c.loss_zero_step = c.loss_final = c.loss_stderr = c.bits_per_byte = (double)NAN;
-    if (G == a->H)
+    if (G == a->H) {
         c.method = "none";
+        c.grouping = "consecutive";
+    }
     if (alpha <= 0) {
         c.loss = "ce";
         if (strcmp(c.method, "random") != 0)

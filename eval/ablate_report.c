@@ -32,7 +32,7 @@ static void number(FILE *f, const char *before, const char *format, double x, co
 /* One row of the quality table; `open`, `next`, `close` are the markup between fields. */
 static void quality_row(FILE *f, const struct ablation *a, const struct cell *c, const char *open, const char *next, const char *close)
 {
-    fprintf(f, "%s%lld%s%s%s%g%s%lld%s%lld", open, (long long)c->G, next, c->method, next, c->alpha, next, (long long)c->seed, next, (long long)c->steps);
+    fprintf(f, "%s%lld%s%s%s%s%g%s%lld%s%lld", open, (long long)c->G, next, c->method, grouping_text(c->grouping), next, c->alpha, next, (long long)c->seed, next, (long long)c->steps);
     if (!c->done) {
         fprintf(f, "%sfailed: ", next);
         html_text(f, c->error);
@@ -141,7 +141,7 @@ static int is_pick(const struct ablation *a, const struct cell *c)
     if (a->recommended < 0)
         return 0;
     const struct summary *s = &a->summaries[a->recommended];
-    return s->G == c->G && strcmp(s->method, c->method) == 0 && !(fabs(s->alpha - c->alpha) > 0);
+    return s->G == c->G && strcmp(s->method, c->method) == 0 && strcmp(s->grouping, c->grouping) == 0 && !(fabs(s->alpha - c->alpha) > 0);
 }
 
 /* gnuplot numbers its markers and clips the same in every plot: ids get the plot's own prefix, as all share one page. */

@@ -84,20 +84,24 @@ char *ablate_csv(const struct ablation *a)
     return fclose(f) == 0 ? text : (free(text), NULL);
 }
 
+const char *grouping_text(const char *grouping) { return strcmp(grouping, "consecutive") == 0 ? "" : " similar"; }
+
 void ablate_table(const struct ablation *a, FILE *f)
 {
     const struct cell *base = &a->cells[a->baseline];
     double base_ms = json_number_value(json_object_get(json_array_get(base->decode, 0), "ms_per_token"));
-    fprintf(f, "%8s %-7s %6s %5s %7s | %9s %9s %9s %8s | %11s %10s %8s\n", "kv heads", "method", "alpha", "seed", "steps", "zero-step", "loss", "vs orig.", "+-", "KV B/token",
+    fprintf(f, "%8s %-13s %6s %5s %7s | %9s %9s %9s %8s | %11s %10s %8s\n", "kv heads", "method", "alpha", "seed", "steps", "zero-step", "loss", "vs orig.", "+-", "KV B/token",
             "ms/token", "speed-up");
     for (int i = 0; i < a->n_cells; i++) {
         const struct cell *c = &a->cells[i];
         double ms = json_number_value(json_object_get(json_array_get(c->decode, 0), "ms_per_token"));
+        char method[40];
+        snprintf(method, sizeof method, "%s%s", c->method, grouping_text(c->grouping));
         if (!c->done) {
-            fprintf(f, "%8lld %-7s %6g %5lld  failed: %s\n", (long long)c->G, c->method, c->alpha, (long long)c->seed, c->error);
+            fprintf(f, "%8lld %-13s %6g %5lld  failed: %s\n", (long long)c->G, method, c->alpha, (long long)c->seed, c->error);
             continue;
         }
-        fprintf(f, "%8lld %-7s %6g %5lld %7lld | %9.4f %9.4f %+9.4f %8.4f | %11lld %10.3f %7.2fx\n", (long long)c->G, c->method, c->alpha, (long long)c->seed,
+        fprintf(f, "%8lld %-13s %6g %5lld %7lld | %9.4f %9.4f %+9.4f %8.4f | %11lld %10.3f %7.2fx\n", (long long)c->G, method, c->alpha, (long long)c->seed,
                 (long long)c->steps, c->loss_zero_step, c->loss_final, c->loss_final - base->loss_final, c->loss_stderr, (long long)c->kv_bytes, ms, base_ms / ms);
     }
     const json_t *row = json_array_get(base->decode, 0);

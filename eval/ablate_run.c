@@ -32,7 +32,7 @@ static enum code convert_step(const struct ablation *a, struct cell *c, const st
     if (!io_exists(record)) {
         snprintf(G, sizeof G, "%lld", (long long)c->G);
         snprintf(seed, sizeof seed, "%lld", (long long)c->seed);
-        const char *arguments[] = { a->config.model, p->converted, "--kv-heads", G, "--method", c->method, "--seed", seed, "--force", "--quiet", "--json", NULL };
+        const char *arguments[] = { a->config.model, p->converted, "--kv-heads", G, "--method", c->method, "--grouping", c->grouping, "--seed", seed, "--force", "--quiet", "--json", NULL };
         char *out = NULL;
         TRY(child_program("gqa-convert", arguments, p->log, &out));
         enum code e = write_text(record, out);

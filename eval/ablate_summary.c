@@ -73,14 +73,14 @@ static void recommend(struct ablation *a)
         const struct summary *s = &a->summaries[a->recommended];
         const char *home = home_of(a, s->G);
         snprintf(a->reason, sizeof a->reason,
-                 "%lld key/value heads (%s, alpha %g): loss %.4f against %.4f of the original (%+.4f, margin %.4f), %.2f x the decode speed. It is the fewest heads within the margin.%s%s%s",
-                 (long long)s->G, s->method, s->alpha, s->mean, base->loss_final, s->mean - base->loss_final, a->config.margin, decode_ms(base) / s->ms,
+                 "%lld key/value heads (%s%s, alpha %g): loss %.4f against %.4f of the original (%+.4f, margin %.4f), %.2f x the decode speed. It is the fewest heads within the margin.%s%s%s",
+                 (long long)s->G, s->method, grouping_text(s->grouping), s->alpha, s->mean, base->loss_final, s->mean - base->loss_final, a->config.margin, decode_ms(base) / s->ms,
                  *home ? " Home: " : "", home, *home ? "." : "");
     } else if (closest >= 0) {
         const struct summary *s = &a->summaries[closest];
         snprintf(a->reason, sizeof a->reason,
-                 "Nothing below %lld heads is within %.4f nats of the original's %.4f. Closest: %lld heads (%s, alpha %g) at %.4f (%+.4f). Uptrain longer or accept the difference.",
-                 (long long)a->H, a->config.margin, base->loss_final, (long long)s->G, s->method, s->alpha, s->mean, s->mean - base->loss_final);
+                 "Nothing below %lld heads is within %.4f nats of the original's %.4f. Closest: %lld heads (%s%s, alpha %g) at %.4f (%+.4f). Uptrain longer or accept the difference.",
+                 (long long)a->H, a->config.margin, base->loss_final, (long long)s->G, s->method, grouping_text(s->grouping), s->alpha, s->mean, s->mean - base->loss_final);
     } else {
         snprintf(a->reason, sizeof a->reason, "No cell with fewer key/value heads finished.");
     }

@@ -38,6 +38,7 @@ static void make_command(struct command *c, const struct options *o, const char 
     c->argv[c->n++] = to;
     add_number(c, "--kv-heads", o->gqa.kv_heads);
     add(c, "--method", o->gqa.method);
+    add(c, "--grouping", o->gqa.grouping);
     add_number(c, "--seed", o->seed);
     c->argv[c->n++] = "--force";
 }

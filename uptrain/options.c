@@ -39,7 +39,7 @@ static const struct config_field fields[] = {
     KEY("gqa.calibration", CONFIG_STR, gqa.calibration, NULL, NULL, "not implemented in this version", 0, 0),
     KEY("gqa.calibration_tokens", CONFIG_INT, gqa.calibration_tokens, NULL, NULL, "not implemented in this version", 1, BIG),
     KEY("gqa.refit", CONFIG_STR, gqa.refit, NULL, NULL, "none; nothing else is implemented in this version", 0, 0),
-    KEY("gqa.grouping", CONFIG_STR, gqa.grouping, NULL, NULL, "consecutive; nothing else is implemented in this version", 0, 0),
+    KEY("gqa.grouping", CONFIG_STR, gqa.grouping, NULL, NULL, "which heads share a group: consecutive (default) or similar, see gqa-convert --help", 0, 0),
     KEY("data.train", CONFIG_STRS, data.train, NULL, "data.paths|data.train_files", "training files", 0, 0),
     KEY("data.validation", CONFIG_STRS, data.validation, NULL, "data.val|data.validation_files", "validation files (none: no evaluation)", 0, 0),
     CHOICE("data.format", data.format, "auto", "auto|llmc|raw|megatron|text|jsonl", NULL, "auto: by magic and extension"),

@@ -18,8 +18,7 @@ static int has(const struct options *o, const char *key)
 /* Keys of conversions that gqa-convert cannot do yet: refused here, so that --plan says it too. */
 static enum code check_gqa(const struct options *o)
 {
-    const struct { const char *key, *value, *only; } later[] = {{"gqa.calibration", o->gqa.calibration, ""}, {"gqa.refit", o->gqa.refit, "none"},
-        {"gqa.grouping", o->gqa.grouping, "consecutive"}};
+    const struct { const char *key, *value, *only; } later[] = {{"gqa.calibration", o->gqa.calibration, ""}, {"gqa.refit", o->gqa.refit, "none"}};
     for (size_t i = 0; i < sizeof later / sizeof *later; i++)
         if (later[i].value && strcmp(later[i].value, later[i].only))
             return fail(ERR_UNSUPPORTED, "%s: %s: %s comes in a later version; remove the key", at(o, later[i].key), later[i].key, later[i].value);
