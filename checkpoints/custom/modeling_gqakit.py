@@ -6,8 +6,8 @@ what gqa-eval computes. Query head h reads K/V head h / (H / G).
 
 Parameters are named as in the file: dec.N.attn.{q,k,v,o}.{w,b}, dec.N.{attn_norm,mlp_norm}.{w,b}, dec.N.mlp.{gate,up,down}.{w,b},
 embed.weight, pos.weight, dec.final_norm.{w,b}, head.{w,b}; every matrix is [out, in]. A head that is tied has no parameter.
-Load with AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True). Run with transformers 5.23,
-written for 4.40 and later."""
+Load with AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True); run with transformers 4.49
+and 5.23."""
 import math
 
 import torch
