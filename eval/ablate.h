@@ -21,6 +21,8 @@ enum { MOST_DECODE = 64 /* batches, contexts: what gqa-eval decode takes */, MOS
 struct ablate_config {
     const char *name, *model, *output_dir; /* output_dir defaults to runs/NAME */
     struct config_list groups, method, grouping, loss, alpha, seed; /* i64, str, str, str, f64, i64 */
+    const char *calibration;    /* for the methods that use one; NULL: none */
+    int64_t calibration_tokens; /* 0: gqa-convert's default */
     const struct config_node *uptrain;
     struct config_list data, tasks; /* validation files; refused */
     const char *tokenizer;
@@ -36,7 +38,7 @@ struct ablate_config {
 struct cell {
     char id[17], conversion[17];
     int64_t G;
-    const char *method, *grouping, *loss; /* method "none" at G = H */
+    const char *method, *grouping, *loss; /* method "none" at G = H; "svd+all": svd, then --refit all */
     double alpha;
     int64_t seed;
     /* results; NaN or 0 until known */
@@ -73,6 +75,8 @@ enum code ablate_summarise(struct ablation *a) MUST_USE;
 void ablate_free(struct ablation *a);
 
 json_t *ablate_origin(const struct ablation *a);                     /* the common head of JSON results: version, command, host of the cells */
+/* The file that a conversion by this method runs over; NULL: none. */
+const char *ablate_calibration(const struct ablation *a, const char *method);
 json_t *ablate_results(const struct ablation *a);                    /* schema gqakit/ablation/1 */
 char *ablate_csv(const struct ablation *a);                          /* malloc'ed, like the other texts */
 char *ablate_markdown(const struct ablation *a);

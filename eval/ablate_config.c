@@ -15,7 +15,9 @@ static const struct config_field fields[] = {
     F("output_dir", CONFIG_STR, output_dir, NULL, "instead of runs/NAME"),
     F("model.path", CONFIG_STR, model, NULL, "the checkpoint to start from"),
     F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
-    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd"),
+    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd; with a refit after it: svd+all (or +output, +block)"),
+    F("gqa.calibration", CONFIG_STR, calibration, NULL, "tokens or text for select, align, svd and every refit: see gqa-convert --calibration"),
+    F_IN("gqa.calibration_tokens", CONFIG_INT, calibration_tokens, "0", 0, 1e12, "how many; 0: gqa-convert's default"),
     F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "which heads share a group: consecutive, similar"),
     F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy"),
     F("grid.uptrain_fraction", CONFIG_FLOATS, alpha, "[0, 0.05]", "shares of the original pretraining tokens; 0 is no training"),
@@ -84,9 +86,34 @@ static enum code check_evaluate(const struct ablation *a)
     return OK;
 }
 
+static int one_of(const char *word, size_t n, const char *const *legal)
+{
+    for (; *legal; legal++)
+        if (strlen(*legal) == n && strncmp(word, *legal, n) == 0)
+            return 1;
+    return 0;
+}
+
+/* "svd", "mean+block": a method, and a refit after it. */
+static enum code check_methods(const struct ablation *a)
+{
+    static const char *const methods[] = { "mean", "first", "random", "select", "align", "svd", NULL }, *const refits[] = { "output", "block", "all", NULL };
+    const char *where = config_where(a->config_file, config_root(a->config_file), "grid.method");
+    for (int i = 0; i < a->config.method.n; i++) {
+        const char *word = ((const char *const *)a->config.method.items)[i], *plus = strchr(word, '+');
+        size_t n = plus ? (size_t)(plus - word) : strlen(word);
+        if (!one_of(word, n, methods) || (plus && !one_of(plus + 1, strlen(plus + 1), refits)))
+            return fail(ERR_USAGE, "%s: grid.method: \"%s\" is not known here; legal: mean, first, random, select, align, svd, each also with +output, +block or +all",
+                        where, word);
+        if (plus && !a->config.calibration)
+            return fail(ERR_USAGE, "%s: grid.method: \"%s\" needs gqa.calibration: tokens or text like the training data", where, word);
+    }
+    return OK;
+}
+
 static enum code check_config(struct ablation *a)
 {
-    static const char *const methods[] = { "mean", "first", "random", "select", "align", "svd" }, *const groupings[] = { "consecutive", "similar" }, *const losses[] = { "ce" };
+    static const char *const groupings[] = { "consecutive", "similar" }, *const losses[] = { "ce" };
     const struct ablate_config *c = &a->config;
     const char *where = config_where(a->config_file, config_root(a->config_file), NULL);
     if (!c->name && !c->output_dir)
@@ -98,7 +125,7 @@ static enum code check_config(struct ablation *a)
         return fail(ERR_USAGE, "%s: model.path is missing", where);
     if (c->data.n == 0)
         return fail(ERR_USAGE, "%s: evaluate.data is missing: quality needs held-out text", where);
-    TRY(check_words(a, "grid.method", &c->method, methods, 6));
+    TRY(check_methods(a));
     TRY(check_words(a, "grid.grouping", &c->grouping, groupings, 2));
     TRY(check_words(a, "grid.loss", &c->loss, losses, 1));
     TRY(check_evaluate(a));

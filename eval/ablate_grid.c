@@ -15,11 +15,19 @@ static void id_of(char id[17], const json_t *config)
     free(text);
 }
 
+const char *ablate_calibration(const struct ablation *a, const char *method)
+{
+    int by_weights = strcmp(method, "mean") == 0 || strcmp(method, "first") == 0 || strcmp(method, "random") == 0 || strcmp(method, "none") == 0;
+    return by_weights ? NULL : a->config.calibration;
+}
+
 static void cell_ids(const struct ablation *a, struct cell *c)
 {
     json_t *j = json_pack("{s:s, s:I, s:s, s:s}", "source", a->source_hash, "G", (json_int_t)c->G, "method", c->method, "grouping", c->grouping);
-    if (strcmp(c->method, "random") == 0)
+    if (strncmp(c->method, "random", 6) == 0)
         json_object_set_new(j, "seed", json_integer(c->seed));
+    if (ablate_calibration(a, c->method))
+        json_object_set_new(j, "calibration", json_pack("{s:s, s:I}", "file", a->config.calibration, "tokens", (json_int_t)a->config.calibration_tokens));
     id_of(c->conversion, j);
     json_object_set_new(j, "loss", json_string(c->loss));
     json_object_set_new(j, "alpha", json_real(c->alpha));
@@ -47,7 +55,7 @@ static enum code add_cell(struct ablation *a, int64_t G, const char *method, con
     }
     if (alpha <= 0) {
         c.loss = "ce";
-        if (strcmp(c.method, "random") != 0)
+        if (strncmp(c.method, "random", 6) != 0)
             c.seed = 0;
     }
     cell_ids(a, &c);

@@ -32,7 +32,13 @@ static enum code convert_step(const struct ablation *a, struct cell *c, const st
     if (!io_exists(record)) {
         snprintf(G, sizeof G, "%lld", (long long)c->G);
         snprintf(seed, sizeof seed, "%lld", (long long)c->seed);
-        const char *arguments[] = { a->config.model, p->converted, "--kv-heads", G, "--method", c->method, "--grouping", c->grouping, "--seed", seed, "--force", "--quiet", "--json", NULL };
+        char method[32], tokens[24];
+        const char *plus = strchr(c->method, '+'), *calibration = ablate_calibration(a, c->method);
+        snprintf(method, sizeof method, "%.*s", plus ? (int)(plus - c->method) : 31, c->method);
+        snprintf(tokens, sizeof tokens, "%lld", (long long)a->config.calibration_tokens);
+        const char *arguments[] = { a->config.model, p->converted, "--kv-heads", G, "--method", method, "--grouping", c->grouping, "--seed", seed, "--force",
+                                    "--quiet", "--json", calibration ? "--calibration" : NULL, calibration, "--calibration-tokens", tokens, "--refit",
+                                    plus ? plus + 1 : "none", NULL };
         char *out = NULL;
         TRY(child_program("gqa-convert", arguments, p->log, &out));
         enum code e = write_text(record, out);

@@ -217,6 +217,8 @@ static void refusals(void **state)
     static const struct { const char *override; int status; const char *part; } cases[] = {
         { "grid.num_key_value_heads=[4]", 2, "does not divide" },
         { "grid.method=[median]", 2, "median" },
+        { "grid.method=[svd+everything]", 2, "svd+everything" },
+        { "grid.method=[svd+all]", 2, "gqa.calibration" },
         { "grid.uptrain_fraction=[-1]", 2, "-1" },
         { "uptrain.seed=3", 2, "uptrain.seed" },
         { "uptrain.model.path=x", 2, "uptrain.model" },

@@ -109,9 +109,9 @@ static void test_refusals_name_the_line(void **state)
     refused(HEAD "max_steps: 5\nsave_total_limit: 1\n", ERR_USAGE, "save_total_limit");
     refused(HEAD "max_steps: 5\nlr_scheduler: {name: cosinus}\n", ERR_USAGE, "cosine");
     refused(HEAD "max_steps: 5\nlr_scheduler: {warmup_steps: 1, warmup_ratio: 0.1}\n", ERR_USAGE, "exclude each other");
-    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, refit: procrustes}\n", ERR_UNSUPPORTED, "gqa.refit");
-    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, calibration: x.txt}\n", ERR_UNSUPPORTED, "gqa.calibration");
-    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, calibration_tokens: 10}\n", ERR_UNSUPPORTED, "calibration_tokens");
+    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, refit: procrustes}\n", ERR_USAGE, "gqa.refit");
+    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, refit: all}\n", ERR_USAGE, "gqa.calibration");
+    refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, calibration_tokens: 10}\n", ERR_USAGE, "calibration_tokens");
     refused(HEAD "max_steps: 5\ndistill: {teacher: x}\n", ERR_UNSUPPORTED, "later version");
     refused(HEAD "max_steps: 5\ngqa: {method: mean}\n", ERR_USAGE, "num_key_value_heads");
     refused(HEAD "max_steps: 5\ninit: random\n", ERR_USAGE, "model.init");

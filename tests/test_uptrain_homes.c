@@ -72,6 +72,30 @@ static void what_only_h5_holds(void **state)
     free(h5);
 }
 
+/* gqa: passes on to gqa-convert; a changed calibration file is another conversion. */
+static void calibrated_first(void **state)
+{
+    (void)state;
+    char calibration[600], *program = program_path("gqa-uptrain"), *yaml = temp_path("home.yaml");
+    tokens_file();
+    struct child c = train("tests/golden/hf/gpt_neox-parallel", 2, "calibrated", "--plan");
+    runs_expect(&c, 0, NULL);
+    snprintf(calibration, sizeof calibration, "gqa.calibration=%s/tokens.bin", temp_dir());
+    for (int i = 0; i < 2; i++) {
+        c = child_run(ARGS(program, yaml, "gqa.method=svd", calibration, "gqa.refit=block", "gqa.calibration_tokens=2000"), NULL);
+        runs_expect(&c, 0, i ? "already converted" : "converting");
+    }
+    final_is("calibrated", "phi", 2);
+    char *path = temp_path("calibrated/converted/README.md"), *text;
+    size_t n;
+    assert_ok(io_read_all(path, 1 << 16, &text, &n));
+    assert_non_null(strstr(text, "Starting loss"));
+    free(text);
+    free(path);
+    free(program);
+    free(yaml);
+}
+
 /* The whole recipe by gqa-eval ablate, whose children choose the homes. */
 static void ablation(void **state)
 {
@@ -81,12 +105,13 @@ static void ablation(void **state)
     temp_write("tokens.bin.json", "{\"dtype\": \"uint16\", \"vocab\": 40}", 32);
     int n = snprintf(text, sizeof text,
                      "name: homes\nmodel: {path: tests/golden/hf/gpt_neox-parallel}\noutput_dir: %s/ablation\n"
-                     "grid: {num_key_value_heads: [2, 1], method: [mean], uptrain_fraction: [0, 0.5]}\n"
+                     "grid: {num_key_value_heads: [2, 1], method: [mean, svd+block], uptrain_fraction: [0, 0.5]}\n"
+                     "gqa: {calibration: %s/tokens.bin, calibration_tokens: 2000}\n"
                      "uptrain:\n  data: {train: [%s/tokens.bin], validation: [%s/tokens.bin], format: raw, dtype: uint16}\n"
                      "  sequence_len: 16\n  micro_batch_size: 4\n  original_tokens: 512\n  optimizer: {lr: 1.0e-3}\n"
                      "evaluate: {data: [%s/tokens.bin], context: 16, limit: 200, decode: {batch: [1], context: [16], new: 2, repeats: 1}}\n"
                      "margin: 9\nthreads: 1\n",
-                     temp_dir(), temp_dir(), temp_dir(), temp_dir());
+                     temp_dir(), temp_dir(), temp_dir(), temp_dir(), temp_dir());
     temp_write("ablate.yaml", text, (size_t)n);
     struct child c = child_run(ARGS(program, "ablate", yaml), NULL);
     runs_expect(&c, 0, NULL);
@@ -94,8 +119,8 @@ static void ablation(void **state)
     json_t *j = NULL;
     assert_ok(json_read_file(path, 1 << 22, &j));
     const json_t *cells = json_object_get(j, "cells");
-    assert_int_equal(json_array_size(cells), 6);
-    for (size_t i = 0; i < 6; i++)
+    assert_int_equal(json_array_size(cells), 2 + 2 * 2 * 2);
+    for (size_t i = 0; i < 10; i++)
         assert_string_equal(json_string_value(json_object_get(json_array_get(cells, i), "status")), "done");
     assert_non_null(strstr(json_string_value(json_object_get(json_array_get(cells, 1), "home")), "PhiForCausalLM"));
     assert_non_null(strstr(json_string_value(json_object_get(json_object_get(j, "recommendation"), "reason")), "Home: "));
@@ -107,6 +132,6 @@ static void ablation(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(families_without_groups), cmocka_unit_test(what_only_h5_holds), cmocka_unit_test(ablation)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(families_without_groups), cmocka_unit_test(what_only_h5_holds), cmocka_unit_test(calibrated_first), cmocka_unit_test(ablation)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

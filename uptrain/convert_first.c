@@ -39,11 +39,14 @@ static void make_command(struct command *c, const struct options *o, const char 
     add_number(c, "--kv-heads", o->gqa.kv_heads);
     add(c, "--method", o->gqa.method);
     add(c, "--grouping", o->gqa.grouping);
+    add(c, "--calibration", o->gqa.calibration);
+    add_number(c, "--calibration-tokens", o->gqa.calibration_tokens);
+    add(c, "--refit", o->gqa.calibration ? o->gqa.refit : NULL);
     add_number(c, "--seed", o->seed);
     c->argv[c->n++] = "--force";
 }
 
-/* Hash of the arguments and of every file of the source. */
+/* Hash of the arguments, of every file of the source and of the calibration's. */
 static enum code inputs_hash(const struct command *cmd, const struct options *o, char hex[65])
 {
     struct checkpoint *source;
@@ -61,6 +64,11 @@ static enum code inputs_hash(const struct command *cmd, const struct options *o,
         if (c == OK)
             sha256_add(h, file, 32);
     }
+    char tokens[33];
+    if (c == OK && o->gqa.calibration)
+        c = fail_in(xxh128_file(o->gqa.calibration, tokens), "gqa.calibration");
+    if (c == OK && o->gqa.calibration)
+        sha256_add(h, tokens, 32);
     if (h)
         sha256_end(h, hex);
     ckpt_close(source);

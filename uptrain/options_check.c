@@ -15,15 +15,19 @@ static int has(const struct options *o, const char *key)
     return config_has(config_root(o->config), key);
 }
 
-/* Keys of conversions that gqa-convert cannot do yet: refused here, so that --plan says it too. */
+/* gqa-convert would refuse these too, but only once it runs: --plan shall say it. */
 static enum code check_gqa(const struct options *o)
 {
-    const struct { const char *key, *value, *only; } later[] = {{"gqa.calibration", o->gqa.calibration, ""}, {"gqa.refit", o->gqa.refit, "none"}};
-    for (size_t i = 0; i < sizeof later / sizeof *later; i++)
-        if (later[i].value && strcmp(later[i].value, later[i].only))
-            return fail(ERR_UNSUPPORTED, "%s: %s: %s comes in a later version; remove the key", at(o, later[i].key), later[i].key, later[i].value);
-    if (o->gqa.calibration_tokens != UNSET_INT)
-        return fail(ERR_UNSUPPORTED, "%s: gqa.calibration_tokens: calibration comes in a later version; remove the key", at(o, "gqa.calibration_tokens"));
+    static const char *const refits[] = {"none", "output", "block", "all"};
+    int known = o->gqa.refit == NULL;
+    for (size_t i = 0; i < sizeof refits / sizeof *refits; i++)
+        known |= o->gqa.refit && !strcmp(o->gqa.refit, refits[i]);
+    if (!known)
+        return fail(ERR_USAGE, "%s: gqa.refit: \"%s\" is not known; legal: none, output, block, all", at(o, "gqa.refit"), o->gqa.refit);
+    if (!o->gqa.calibration && o->gqa.refit && strcmp(o->gqa.refit, "none"))
+        return fail(ERR_USAGE, "%s: gqa.refit needs gqa.calibration: a file of tokens or text like the training data", at(o, "gqa.refit"));
+    if (!o->gqa.calibration && o->gqa.calibration_tokens != UNSET_INT)
+        return fail(ERR_USAGE, "%s: gqa.calibration_tokens needs gqa.calibration", at(o, "gqa.calibration_tokens"));
     return OK;
 }
 
