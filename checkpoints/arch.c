@@ -93,6 +93,20 @@ static enum code number_check(const char *where, const char *what, double value,
     return OK;
 }
 
+/* What only our own forms spell out (arch_json.c): families compute these themselves. */
+static enum code range_check(const char *where, const char *what, int64_t value, int64_t most)
+{
+    if (value < 0 || value > most)
+        return fail(ERR_INPUT, "%s: %s must be 0 to %lld, found %lld", where, what, (long long)most, (long long)value);
+    return OK;
+}
+
+static enum code extent_check(const char *where, const char *what, double value)
+{
+    TRY(number_check(where, what, value, 0));
+    return value < 0 ? fail(ERR_INPUT, "%s: %s must not be negative, found %g", where, what, value) : OK;
+}
+
 static enum code block_check(const struct arch_block *b, int64_t layer, const char *where)
 {
     TRY(dim_check(where, "num_attention_heads", b->H));
@@ -103,7 +117,9 @@ static enum code block_check(const struct arch_block *b, int64_t layer, const ch
     if (b->H % b->G)
         return fail(ERR_INPUT, "%s: layer %lld: num_attention_heads %lld is not a multiple of num_key_value_heads %lld", where,
                     (long long)layer, (long long)b->H, (long long)b->G);
-    TRY(number_check(where, "attention scale of a layer", b->scale, 0));
+    TRY(extent_check(where, "attention scale of a layer", b->scale));
+    TRY(range_check(where, "global_tokens", b->global_tokens, 1));
+    TRY(range_check(where, "cross", b->cross, 1));
     if (b->window < 0)
         return fail(ERR_INPUT, "%s: layer %lld: window must not be negative, found %lld", where, (long long)layer, (long long)b->window);
     if (b->cross && (b->G_cross < 1 || b->H % b->G_cross))
@@ -118,8 +134,14 @@ static enum code rope_check(const struct arch *a, const char *where)
     if (r->dims < 2 || r->dims % 2 || r->dims > DIM_MAX)
         return fail(ERR_INPUT, "%s: rotary dimensions must be even and positive, found %lld", where, (long long)r->dims);
     TRY(number_check(where, "rope_theta", r->theta, 1));
+    TRY(range_check(where, "original_max_position_embeddings", r->original_max_positions, DIM_MAX));
+    TRY(extent_check(where, "rope attention_factor", r->attention_factor));
     if (r->kind != ROPE_DEFAULT && r->kind != ROPE_LONGROPE)
         TRY(number_check(where, "rope scaling factor", r->factor, 1));
+    if (r->kind == ROPE_LONGROPE && !(r->long_factor && r->short_factor))
+        return fail(ERR_INPUT, "%s: longrope needs \"long_factor\" and \"short_factor\"", where);
+    if (r->kind == ROPE_DYNAMIC && r->dims == 2)
+        return fail(ERR_INPUT, "%s: dynamic rotary scaling needs more than 2 rotary dimensions", where);
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++)
         if (r->dims > a->stack[STACK_DEC].block[l].D)
             return fail(ERR_INPUT, "%s: layer %lld: %lld rotary dimensions exceed head_dim %lld", where, (long long)l,
@@ -127,17 +149,29 @@ static enum code rope_check(const struct arch *a, const char *where)
     return OK;
 }
 
+static enum code scalars_check(const struct arch *a, const char *where)
+{
+    TRY(extent_check(where, "norm epsilon", a->norm_eps));
+    TRY(number_check(where, "attention scale", a->attn_scale, 0));
+    TRY(number_check(where, "embedding scale", a->embed_scale, 0));
+    TRY(number_check(where, "logit scale", a->logit_scale, 0));
+    TRY(number_check(where, "residual scale", a->residual_scale, 0));
+    TRY(extent_check(where, "logit softcap", a->logit_softcap));
+    TRY(extent_check(where, "clip_qkv", a->clip_qkv));
+    TRY(number_check(where, "alibi_bias_max", a->alibi_bias_max, a->pos == POS_ALIBI));
+    TRY(range_check(where, "alibi_scaled", a->alibi_scaled, 1));
+    TRY(range_check(where, "tied", a->tied, 1));
+    TRY(range_check(where, "embed_norm", a->embed_norm, 1));
+    TRY(range_check(where, "embed_proj", a->embed_proj, DIM_MAX));
+    return range_check(where, "pos_offset", a->pos_offset, DIM_MAX);
+}
+
 enum code arch_check(const struct arch *a, const char *where)
 {
     TRY(dim_check(where, "hidden_size", a->C));
     TRY(dim_check(where, "vocab_size", a->V));
     TRY(dim_check(where, "max_position_embeddings", a->max_positions));
-    TRY(number_check(where, "norm epsilon", a->norm_eps, 0));
-    TRY(number_check(where, "attention scale", a->attn_scale, 0));
-    TRY(number_check(where, "embedding scale", a->embed_scale, 0));
-    TRY(number_check(where, "logit scale", a->logit_scale, 0));
-    if (a->norm_eps < 0)
-        return fail(ERR_INPUT, "%s: norm epsilon must not be negative, found %g", where, a->norm_eps);
+    TRY(scalars_check(a, where));
     if (!a->stack[STACK_DEC].present)
         return fail(ERR_INPUT, "%s: the model has no decoder", where);
     for (int s = 0; s < 2; s++) {

@@ -71,7 +71,8 @@ struct arch {
 enum code arch_init(struct arch *a, int64_t L) MUST_USE;
 enum code arch_copy(struct arch *dst, const struct arch *src) MUST_USE; /* deep */
 void arch_free(struct arch *a);
-/* Refuses dims that cannot be: zero or negative, H % G, odd rope dims, products beyond int64. `where` for the sentence. */
+/* Refuses what cannot be: dims zero or negative, H % G, odd rope dims, products beyond int64, numbers that are not finite or of the
+ * wrong sign, longrope without its factors. `where` for the sentence. */
 enum code arch_check(const struct arch *a, const char *where) MUST_USE;
 json_t *arch_to_json(const struct arch *a);
 enum code arch_from_json(struct arch *a, const json_t *j, const char *where) MUST_USE; /* inverse, for the native form */

@@ -243,9 +243,11 @@ static enum code fields_from_json(struct arch *a, const json_t *j, const char *w
 #undef GET
     TRY(json_need_str(j, where, "dtype", &text));
     a->dtype = dtype_parse(text);
-    if (a->dtype == DT_NONE)
+    if (a->dtype != DT_F32 && a->dtype != DT_BF16 && a->dtype != DT_F16 && a->dtype != DT_F64)
         return fail(ERR_INPUT, "%s: \"dtype\" holds the unknown word \"%.40s\"", where, text);
     const json_t *bias = json_object_get(j, "bias");
+    if (!json_is_array(bias))
+        return fail(ERR_INPUT, "%s: \"bias\" must be a list of words", where);
     for (size_t i = 0; i < json_array_size(bias); i++) {
         const struct word *w = BIASES;
         text = json_string_value(json_array_get(bias, i));

@@ -138,6 +138,25 @@ static void test_checks(void **state)
     BREAK(a.rope.dims, 10, "exceed head_dim");
     BREAK(a.rope.theta, 0, "rope_theta");
     BREAK(a.rope.kind, ROPE_LINEAR, "scaling factor");
+    BREAK(a.rope.kind, ROPE_LONGROPE, "long_factor");
+    BREAK(a.rope.original_max_positions, -1, "original_max_position");
+    BREAK(a.rope.attention_factor, -1, "attention_factor");
+    BREAK(b->scale, -1, "scale of a layer");
+    BREAK(b->global_tokens, 2, "global_tokens");
+    BREAK(a.pos_offset, -2, "pos_offset");
+    BREAK(a.embed_proj, -1, "embed_proj");
+    BREAK(a.tied, 7, "tied");
+    BREAK(a.embed_norm, -1, "embed_norm");
+    BREAK(a.clip_qkv, -1, "clip_qkv");
+    BREAK(a.logit_softcap, -1, "softcap");
+    BREAK(a.residual_scale, NAN, "residual scale");
+    a.rope.factor = 2;
+    a.rope.dims = 2;
+    BREAK(a.rope.kind, ROPE_DYNAMIC, "dynamic");
+    a.rope.dims = 8;
+    a.pos = POS_ALIBI;
+    assert_refused(arch_check(&a, "here"), ERR_INPUT, "alibi_bias_max");
+    a.pos = POS_ROPE;
     BREAK(a.norm_eps, NAN, "norm epsilon");
     BREAK(a.norm_eps, -1, "norm epsilon");
     BREAK(a.attn_scale, INFINITY, "attention scale");
@@ -182,7 +201,7 @@ static void test_json_round_trip(void **state)
     const char *key;
     json_t *v;
     json_object_foreach (j, key, v) {
-        if (!strcmp(key, "bias") || !strcmp(key, "source_config"))
+        if (!strcmp(key, "source_config"))
             continue;
         json_t *less = json_deep_copy(j);
         json_object_del(less, key);
@@ -199,6 +218,8 @@ static void test_json_round_trip(void **state)
     json_array_clear(json_object_get(json_object_get(bad, "rope"), "long_factor"));
     assert_refused(arch_from_json(&c, bad, "arch"), ERR_INPUT, "long_factor");
     json_object_del(json_object_get(bad, "rope"), "long_factor");
+    assert_refused(arch_from_json(&c, bad, "arch"), ERR_INPUT, "longrope needs");
+    json_object_set_new(json_object_get(bad, "rope"), "kind", json_string("default"));
     json_object_set(bad, "encoder", json_object_get(bad, "decoder"));
     assert_refused(arch_from_json(&c, bad, "arch"), ERR_UNSUPPORTED, "encoder");
     json_object_del(bad, "encoder");
