@@ -253,7 +253,7 @@ static enum code gguf_finish(struct ckpt_writer *base)
 static void gguf_drop(struct ckpt_writer *base)
 {
     struct gguf_writer *w = (struct gguf_writer *)base;
-    if (w->fd >= 0)
+    if (w->rows && w->fd >= 0) /* without rows: refused before fd meant anything */
         close(w->fd);
     for (int i = 0; i < w->n_extras; i++)
         free(w->extras[i].values);

@@ -1,6 +1,7 @@
 /* GGUF: the container, every tensor's values against the source by a second, naive description of llama.cpp's layouts, metadata,
  * refusals. Tokenizers are test_gguf_tokenizer.c; llama.cpp itself runs the files in tools/check-llamacpp. */
 #include <dirent.h>
+#include <fcntl.h>
 #include <math.h>
 
 #include "checkpoints/checkpoint.h"
@@ -372,7 +373,7 @@ static void refusals(void **state)
     REFUSED(a.stack[STACK_DEC].block[1].Dv = 4, a.stack[STACK_DEC].block[1].Dv = 8, "width");
     REFUSED(a.norm_place = NORM_POST_RESIDUAL, a.norm_place = NORM_PRE, "norms");
 #undef REFUSED
-    char *path = temp_path("refused.gguf"), *other = temp_path("other.h5");
+    char *path = temp_path("refused.gguf"), *other = temp_path("short.gguf");
     a.mlp = MLP_RELU;
     struct ckpt_target target = {.path = path, .arch = &a};
     struct ckpt_writer *w;
@@ -384,10 +385,10 @@ static void refusals(void **state)
     a.attn_scale = 1 / sqrt(8);
     small_write(path, &a, 1, 1, NULL);
     assert_refused(hf_opened(path), ERR_UNSUPPORTED, "written, not read");
+    int input = fcntl(0, F_GETFD);
     assert_refused(ckpt_create(&w, &target), ERR_USAGE, "--force");
+    assert_int_equal(fcntl(0, F_GETFD), input); /* nothing of others is closed */
     temp_write("short.gguf", "GG", 2);
-    free(other);
-    other = temp_path("short.gguf");
     assert_refused(hf_opened(other), ERR_UNSUPPORTED, "written, not read");
     assert_true(hf_no_temporaries());
     arch_free(&a);
