@@ -63,6 +63,19 @@ enum code gpt_only_check(const json_t *config, const char *where, const struct g
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
+const char *const GPT_NAMES[T_SLOTS] = {
+    [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
+    [T_ATTN_NORM_W] = "ln_1.weight", [T_ATTN_NORM_B] = "ln_1.bias",
+    [T_Q_W] = "attn.c_attn.weight", [T_K_W] = "attn.c_attn.weight", [T_V_W] = "attn.c_attn.weight",
+    [T_Q_B] = "attn.c_attn.bias", [T_K_B] = "attn.c_attn.bias", [T_V_B] = "attn.c_attn.bias",
+    [T_O_W] = "attn.c_proj.weight", [T_O_B] = "attn.c_proj.bias",
+    [T_MLP_NORM_W] = "ln_2.weight", [T_MLP_NORM_B] = "ln_2.bias",
+    [T_UP_W] = "mlp.c_fc.weight", [T_UP_B] = "mlp.c_fc.bias",
+    [T_DOWN_W] = "mlp.c_proj.weight", [T_DOWN_B] = "mlp.c_proj.bias",
+    [T_FINAL_NORM_W] = "transformer.ln_f.weight", [T_FINAL_NORM_B] = "transformer.ln_f.bias",
+    [T_HEAD_W] = "lm_head.weight",
+};
+
 void gpt_place_qkv(struct family_place *p, const struct arch *a, const struct tensor_spec *t, enum gpt_order order)
 {
     if (t->slot < T_Q_W || t->slot > T_V_B)

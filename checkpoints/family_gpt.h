@@ -29,6 +29,8 @@ enum code gpt_only_check(const json_t *config, const char *where, const struct g
 
 /* ---- tensors ------------------------------------------------------------------------------------------------------ */
 
+extern const char *const GPT_NAMES[]; /* of GPT-2 and GPTBigCode, [T_SLOTS]; layers under "transformer.h.%lld." */
+
 /* q|k|v of one file tensor, place->name set: by part (all q, all k, all v), or by group: [G, R + 2, D], R queries, k, v. With
  * G = H the latter is [H, 3, D], with G = 1 it is q | k | v. Other slots are left as they are. */
 enum gpt_order { GPT_BY_PART, GPT_BY_GROUP };

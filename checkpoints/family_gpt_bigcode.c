@@ -13,19 +13,6 @@ static const char *const KEYS[] = {GPT_KEYS_DIMS, "activation_function", "layer_
                                    "pad_key_length", "max_batch_size", GPT_KEYS_HARMLESS, NULL};
 static const struct family_dims DIMS = {GPT_DIMS, .V_absent = 50257, .C_absent = 768, .L_absent = 12, .H_absent = 12, .P_absent = 1024};
 
-static const char *const NAMES[T_SLOTS] = {
-    [T_EMBED] = "transformer.wte.weight", [T_POS] = "transformer.wpe.weight",
-    [T_ATTN_NORM_W] = "ln_1.weight", [T_ATTN_NORM_B] = "ln_1.bias",
-    [T_Q_W] = "attn.c_attn.weight", [T_K_W] = "attn.c_attn.weight", [T_V_W] = "attn.c_attn.weight",
-    [T_Q_B] = "attn.c_attn.bias", [T_K_B] = "attn.c_attn.bias", [T_V_B] = "attn.c_attn.bias",
-    [T_O_W] = "attn.c_proj.weight", [T_O_B] = "attn.c_proj.bias",
-    [T_MLP_NORM_W] = "ln_2.weight", [T_MLP_NORM_B] = "ln_2.bias",
-    [T_UP_W] = "mlp.c_fc.weight", [T_UP_B] = "mlp.c_fc.bias",
-    [T_DOWN_W] = "mlp.c_proj.weight", [T_DOWN_B] = "mlp.c_proj.bias",
-    [T_FINAL_NORM_W] = "transformer.ln_f.weight", [T_FINAL_NORM_B] = "transformer.ln_f.bias",
-    [T_HEAD_W] = "lm_head.weight",
-};
-
 static enum code bigcode_read(struct arch *a, const json_t *config, const char *where)
 {
     int scaled = 1, multi_query = 1;
@@ -44,7 +31,7 @@ static enum code bigcode_read(struct arch *a, const json_t *config, const char *
 
 static void bigcode_place(const struct arch *a, const struct tensor_spec *t, struct family_place *p)
 {
-    family_place_named(p, t, NAMES, "transformer.h.%lld.");
+    family_place_named(p, t, GPT_NAMES, "transformer.h.%lld.");
     gpt_place_qkv(p, a, t, GPT_BY_GROUP);
 }
 

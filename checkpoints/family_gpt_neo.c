@@ -60,7 +60,9 @@ static enum code windows_read(struct arch *a, const json_t *config, const char *
     const json_t *types = json_object_get(config, "attention_types"), *list = json_object_get(config, "attention_layers");
     int64_t window = 256, layers = s->L;
     TRY(json_want_i64(config, where, "window_size", 1, INT32_MAX, &window));
-    int with_types = json_is_array(types), with_list = json_is_array(list);
+    int with_types = types && !json_is_null(types), with_list = list && !json_is_null(list);
+    if ((with_types && !json_is_array(types)) || (with_list && !json_is_array(list)))
+        return fail(ERR_INPUT, "%s: \"attention_types\" and \"attention_layers\" must be lists", where);
     if (with_types)
         TRY(types_read(a, types, where, window, &layers));
     else if (!with_list)

@@ -185,6 +185,7 @@ static const struct family_refusal REFUSALS[] = {
     {"{" TYPE("gpt_neo") USUAL ", 'attention_types': [[['global', 'odd'], 1]]}", ERR_UNSUPPORTED, "\"odd\""},
     {"{" TYPE("gpt_neo") USUAL ", 'attention_types': [[['global'], 2]], 'attention_layers': ['global', 'local']}", ERR_INPUT, "differ in layer 1"},
     {"{" TYPE("gpt_neo") USUAL ", 'attention_types': [1]}", ERR_INPUT, "entry 0"},
+    {"{" TYPE("gpt_neo") USUAL ", 'attention_types': 'global', 'attention_layers': ['global', 'local']}", ERR_INPUT, "must be lists"},
     {"{" TYPE("gpt_neox") NEOX ", 'rotary_pct': 0.25, 'partial_rotary_factor': 0.5}", ERR_INPUT, "rotary_pct"},
     {"{" TYPE("gpt_neox") NEOX ", 'rope_theta': 20000}", ERR_INPUT, "rotary_emb_base"}, /* which transformers takes for 10000 */
     {"{" TYPE("gpt_neox") NEOX ", 'num_key_value_heads': 3}", ERR_UNSUPPORTED, "num_key_value_heads"},
