@@ -9,6 +9,8 @@ struct child program_run(const char *name, const char *const *arguments);
 #define UPTRAIN(...) program_run("gqa-uptrain", (const char *const[]){ __VA_ARGS__, NULL })
 #define EVAL(...) program_run("gqa-eval", (const char *const[]){ __VA_ARGS__, NULL })
 
+#define CONVERT_OK(...) program_ok(CONVERT(__VA_ARGS__))
+
 void program_ok(struct child c);                                    /* exit 0, or the test fails with what it said; frees */
 json_t *program_json(struct child c);                               /* the same; its stdout as JSON */
 void program_refused(struct child c, int status, const char *part); /* this exit status, `part` on stderr; frees */

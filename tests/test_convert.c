@@ -1,33 +1,10 @@
 /* gqa-convert as its users run it, against the laws a conversion must keep: identity, only K and V change, the mean by a
  * double loop, equal heads lose nothing, pooling in steps is pooling at once; and every refusal. */
 #include "harness.h"
+#include "programs.h"
 #include "small_checkpoint.h"
 
 #include <math.h>
-
-static struct child convert(const char *const *arguments)
-{
-    const char *argv[24];
-    char *program = program_path("gqa-convert");
-    int n = 0;
-    argv[n++] = program;
-    for (; *arguments; arguments++)
-        argv[n++] = *arguments;
-    argv[n] = NULL;
-    struct child c = child_run(argv, NULL);
-    free(program);
-    return c;
-}
-#define CONVERT(...) convert((const char *const[]){ __VA_ARGS__, NULL })
-#define CONVERT_OK(...) convert_ok((const char *const[]){ __VA_ARGS__, NULL })
-static void convert_ok(const char *const *arguments)
-{
-    struct child c = convert(arguments);
-    if (c.status != 0)
-        print_error("%s%s", c.out, c.err);
-    assert_int_equal(c.status, 0);
-    child_free(&c);
-}
 
 static char *make(const char *name, int64_t H, int64_t G, enum dtype t, int64_t repeat, small_edit_fn *edit)
 {

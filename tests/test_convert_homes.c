@@ -2,34 +2,11 @@
  * home of one result computes the same, copies of heads, merging under norms of the keys, and what JSON and model card say. */
 #include "harness.h"
 #include "model_logits.h"
+#include "programs.h"
 
 #include <math.h>
 
 #define GOLDEN(name) "tests/golden/hf/" name
-
-static struct child convert(const char *const *arguments)
-{
-    const char *argv[24];
-    char *program = program_path("gqa-convert");
-    int n = 0;
-    argv[n++] = program;
-    for (; *arguments; arguments++)
-        argv[n++] = *arguments;
-    argv[n] = NULL;
-    struct child c = child_run(argv, NULL);
-    free(program);
-    return c;
-}
-#define CONVERT(...) convert((const char *const[]){ __VA_ARGS__, NULL })
-#define CONVERT_OK(...) convert_ok((const char *const[]){ __VA_ARGS__, NULL })
-static void convert_ok(const char *const *arguments)
-{
-    struct child c = convert(arguments);
-    if (c.status != 0)
-        print_error("%s%s", c.out, c.err);
-    assert_int_equal(c.status, 0);
-    child_free(&c);
-}
 
 static struct checkpoint *opened(const char *path)
 {

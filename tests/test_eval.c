@@ -1,43 +1,12 @@
 /* gqa-eval as its users run it, on a tiny checkpoint: the commands agree with each other and with themselves, and refuse what is
  * wrong. The arithmetic itself is tested with the model. They run where GQAKIT_TEST_DEVICE says. */
 #include "harness.h"
+#include "programs.h"
 #include "small_checkpoint.h"
 #include "data/data.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
-
-static struct child run(const char *program, const char *const *arguments)
-{
-    const char *argv[32];
-    char *path = program_path(program);
-    int n = 0;
-    argv[n++] = path;
-    for (; *arguments; arguments++)
-        argv[n++] = *arguments;
-    argv[n] = NULL;
-    struct child c = child_run(argv, NULL);
-    free(path);
-    return c;
-}
-#define EVAL(...) run("gqa-eval", (const char *const[]){ __VA_ARGS__, NULL })
-
-static json_t *json_of(struct child c)
-{
-    if (c.status != 0)
-        print_error("%s", c.err);
-    assert_int_equal(c.status, 0);
-    json_t *j = json_loads(c.out, 0, NULL);
-    assert_non_null(j);
-    child_free(&c);
-    return j;
-}
-
-static double number(const json_t *j, const char *key)
-{
-    assert_true(json_is_number(json_object_get(j, key)));
-    return json_number_value(json_object_get(j, key));
-}
 
 /* A byte-level model (V 256) so that text needs no tokenizer. */
 static char *byte_model(const char *name, int64_t G)
@@ -65,12 +34,12 @@ static void perplexity_is_the_mean_of_scores(void **state)
 {
     (void)state;
     char *model = byte_model("p-model", 6), *text = text_file();
-    json_t *p = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "50", "--json"));
+    json_t *p = program_json(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "50", "--json"));
     assert_int_equal(json_integer_value(json_object_get(p, "tokens")), 1499);
-    double loss = number(p, "nats_per_token");
+    double loss = json_number_at(p, "nats_per_token");
     assert_true(loss > 4.0 && loss < 8.0);
-    assert_true(fabs(number(p, "perplexity") - exp(loss)) < 1e-6 * exp(loss));
-    assert_true(fabs(number(p, "bits_per_byte") - loss * 1499 / 1500 / log(2.0)) < 1e-6);
+    assert_true(fabs(json_number_at(p, "perplexity") - exp(loss)) < 1e-6 * exp(loss));
+    assert_true(fabs(json_number_at(p, "bits_per_byte") - loss * 1499 / 1500 / log(2.0)) < 1e-6);
     /* The same windows by hand: window i is ids[50 i .. 50 i + 50]. */
     char line[4096];
     double sum = 0;
@@ -92,7 +61,7 @@ static void perplexity_is_the_mean_of_scores(void **state)
     int count = 0;
     for (char *s = strtok(c.out, "\n"); s; s = strtok(NULL, "\n"), count++) {
         json_t *j = json_loads(s, 0, NULL);
-        sum += number(j, "sum");
+        sum += json_number_at(j, "sum");
         assert_int_equal(json_array_size(json_object_get(j, "logprob")) + 1, json_array_size(json_object_get(j, "ids")));
         json_decref(j);
     }
@@ -117,9 +86,9 @@ static void masked_tokens_have_no_bits_per_byte(void **state)
         mask[i] = i % 2 == 0;
     }
     assert_ok(tokens_write(path, ids, 200, 256, 200, -1, "bytes"));
-    json_t *all = json_of(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
+    json_t *all = program_json(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
     temp_write("masked.bin.mask", mask, sizeof mask);
-    json_t *half = json_of(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
+    json_t *half = program_json(EVAL("perplexity", model, "--data", path, "--context", "50", "--json"));
     assert_int_equal(json_integer_value(json_object_get(all, "tokens")), 199);
     assert_int_equal(json_integer_value(json_object_get(all, "bytes")), 200);
     assert_int_equal(json_integer_value(json_object_get(half, "tokens")), 99);
@@ -134,11 +103,11 @@ static void stride_gives_more_context(void **state)
 {
     (void)state;
     char *model = byte_model("s-model", 6), *text = text_file();
-    json_t *a = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "40", "--json"));
-    json_t *b = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "7", "--json"));
+    json_t *a = program_json(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "40", "--json"));
+    json_t *b = program_json(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "40", "--stride", "7", "--json"));
     assert_int_equal(json_integer_value(json_object_get(a, "tokens")), json_integer_value(json_object_get(b, "tokens")));
-    assert_true(fabs(number(a, "nats_per_token") - number(b, "nats_per_token")) > 1e-9);
-    json_t *c = json_of(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "1", "--json"));
+    assert_true(fabs(json_number_at(a, "nats_per_token") - json_number_at(b, "nats_per_token")) > 1e-9);
+    json_t *c = program_json(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "1", "--json"));
     assert_int_equal(json_integer_value(json_object_get(c, "tokens")), 1499);
     json_decref(a);
     json_decref(b);
@@ -157,12 +126,12 @@ static void grouped_equals_repeated_heads(void **state)
     char *full = temp_path("e-full"), *grouped = temp_path("e-grouped"), *text = text_file();
     small_write(full, &a, 3, 3, NULL);
     arch_free(&a);
-    struct child c = run("gqa-convert", (const char *const[]){ full, grouped, "--kv-heads", "2", NULL });
+    struct child c = CONVERT(full, grouped, "--kv-heads", "2");
     assert_int_equal(c.status, 0);
     child_free(&c);
-    json_t *x = json_of(EVAL("perplexity", full, "--data", text, "--context", "64", "--json"));
-    json_t *y = json_of(EVAL("perplexity", grouped, "--data", text, "--context", "64", "--json"));
-    assert_true(fabs(number(x, "nats_per_token") - number(y, "nats_per_token")) < 1e-6);
+    json_t *x = program_json(EVAL("perplexity", full, "--data", text, "--context", "64", "--json"));
+    json_t *y = program_json(EVAL("perplexity", grouped, "--data", text, "--context", "64", "--json"));
+    assert_true(fabs(json_number_at(x, "nats_per_token") - json_number_at(y, "nats_per_token")) < 1e-6);
     json_decref(x);
     json_decref(y);
     free(full);
@@ -174,12 +143,12 @@ static void decode_rows(void **state)
 {
     (void)state;
     char *model = byte_model("d-model", 2);
-    json_t *j = json_of(EVAL("decode", model, "--batch", "1,3", "--context", "0,100", "--new", "4", "--repeats", "2", "--json"));
+    json_t *j = program_json(EVAL("decode", model, "--batch", "1,3", "--context", "0,100", "--new", "4", "--repeats", "2", "--json"));
     const json_t *rows = json_object_get(j, "rows");
     assert_int_equal(json_array_size(rows), 4);
     for (size_t i = 0; i < 4; i++) {
         const json_t *r = json_array_get(rows, i);
-        assert_true(number(r, "ms_per_token") > 0 && number(r, "decode_tok_s") > 0 && number(r, "prefill_tok_s") > 0);
+        assert_true(json_number_at(r, "ms_per_token") > 0 && json_number_at(r, "decode_tok_s") > 0 && json_number_at(r, "prefill_tok_s") > 0);
         assert_int_equal(json_integer_value(json_object_get(r, "kv_bytes_per_token")), 2 * 2 * 2 * 8 * 4);
     }
     json_decref(j);
@@ -190,11 +159,11 @@ static void generation(void **state)
 {
     (void)state;
     char *model = byte_model("g-model", 3);
-    json_t *a = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
-    json_t *b = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--seed", "4", "--json"));
+    json_t *a = program_json(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
+    json_t *b = program_json(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--seed", "4", "--json"));
     assert_int_equal(json_integer_value(json_object_get(a, "new_tokens")), 20);
     assert_true(json_equal(json_object_get(a, "ids"), json_object_get(b, "ids")));
-    json_t *c = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "1.5", "--top-k", "1", "--json"));
+    json_t *c = program_json(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "1.5", "--top-k", "1", "--json"));
     assert_true(json_equal(json_object_get(a, "ids"), json_object_get(c, "ids")));
     json_decref(a);
     json_decref(b);
@@ -228,7 +197,7 @@ static void nan_is_no_result(void **state)
 
 static size_t generated(const char *model, const char *flag)
 {
-    json_t *j = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json", flag));
+    json_t *j = program_json(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json", flag));
     size_t n = json_array_size(json_object_get(j, "ids"));
     json_decref(j);
     return n;
@@ -239,7 +208,7 @@ static void generate_stops(void **state)
 {
     (void)state;
     char *model = byte_model("stop-model", 2), file[128];
-    json_t *j = json_of(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
+    json_t *j = program_json(EVAL("generate", model, "--prompt", "abc", "--new", "20", "--temperature", "0", "--json"));
     const json_t *ids = json_object_get(j, "ids");
     assert_int_equal(json_array_size(ids), 23);
     json_int_t third = json_integer_value(json_array_get(ids, 5));
@@ -279,12 +248,12 @@ static void lengths_of_dynamic_positions(void **state)
     temp_write("short.jsonl", shorter, sizeof shorter - 1);
     temp_write("both.jsonl", both, strlen(both));
     for (size_t i = 0; i < COUNT_OF(models); i++) {
-        json_t *want = json_of(EVAL("score", models[i], "--tokens", alone, "--dtype", "f32"));
+        json_t *want = program_json(EVAL("score", models[i], "--tokens", alone, "--dtype", "f32"));
         struct child c = EVAL("score", models[i], "--tokens", beside, "--dtype", "f32");
         assert_int_equal(c.status, 0);
         json_t *got = json_loads(strchr(c.out, '\n') + 1, 0, NULL);
         assert_non_null(got);
-        assert_true(fabs(number(got, "sum") - number(want, "sum")) < 1e-5);
+        assert_true(fabs(json_number_at(got, "sum") - json_number_at(want, "sum")) < 1e-5);
         json_decref(want);
         json_decref(got);
         child_free(&c);
@@ -322,7 +291,7 @@ static void refusals(void **state)
     const char *here = getenv("GQAKIT_TEST_DEVICE"); /* the last case is for machines without a GPU */
     int gpu = backend_find("cuda", &cuda) == OK || (here && !strcmp(here, "cuda"));
     for (size_t i = 0; i < COUNT_OF(cases) - (size_t)gpu; i++) {
-        struct child c = run("gqa-eval", cases[i].v);
+        struct child c = program_run("gqa-eval", cases[i].v);
         int ok = c.status == cases[i].status || (cases[i].status == 3 && c.status == 5);
         if (!ok || !strstr(c.err, cases[i].part))
             print_error("case %zu: status %d, %s", i, c.status, c.err);
