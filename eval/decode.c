@@ -44,7 +44,7 @@ static enum code time_prefill(struct session *s, int64_t B, int64_t T, double *t
     for (int64_t i = 0; i < B * T; i++)
         ids[i] = (int32_t)(random_philox(1, STREAM_TEST, 0, (uint64_t)i).v[0] % (uint32_t)ckpt_arch(s->checkpoint)->V);
     enum code c = OK;
-    double best = INFINITY;
+    double best = HUGE_VAL;
     for (int rep = 0; c == OK && rep < 3; rep++) {
         model_cache_reset(s->model);
         double t = host_seconds();
