@@ -48,10 +48,10 @@ enum code refit_queries(struct calibrating *c, int64_t layer) MUST_USE;
 /* ERR_UNSUPPORTED with the reason where a family's form does not allow what is asked. */
 enum code refit_check(const struct arch *a, enum refit r) MUST_USE;
 
-/* One regression over the rows of all tokens: residual [N,C] on features of stride ld, with the ridge chosen on held-out rows. *delta,
+/* One regression over rows of tokens, the first fit_rows to fit and the rest held out: residual [rows,C] on features of stride ld, with the ridge chosen on held-out rows. *delta,
  * malloc'ed [width, C] and with `ones` a row for the constant; zero when no ridge beats leaving things alone. gram_close(&r->g) afterwards,
  * also on an error. */
-struct regression { struct gram g; struct ridge_parts parts; const float *u; int64_t ld; const float *residual; int64_t width, C; };
+struct regression { struct gram g; struct ridge_parts parts; const float *u; int64_t ld; const float *residual; int64_t width, C, rows, fit_rows; };
 enum code regression_run(const struct calibrating *c, struct regression *r, int ones, float **delta, double *share) MUST_USE;
 
 /* A linear map of m1's layer: "attn.o", "mlp.down", "attn.q". */

@@ -62,12 +62,12 @@ static double square_sum(const float *x, int64_t n)
 /* What the held-out rows keep of the residual under this ridge; delta is left in `delta`. */
 static enum code try_share(const struct calibrating *c, const struct regression *r, double share, double *wide, float *delta, float *rest, double *error)
 {
-    int64_t held = c->N - c->fit_rows, n = r->g.n * r->C;
+    int64_t held = r->rows - r->fit_rows, n = r->g.n * r->C;
     TRY(ridge_solve(&r->g, &r->parts, share, wide));
     for (int64_t i = 0; i < n; i++)
         delta[i] = (float)wide[i];
-    memcpy(rest, r->residual + c->fit_rows * r->C, (size_t)(held * r->C) * sizeof *rest);
-    TRY(add_product(c, r, rest, r->u + c->fit_rows * r->ld, held, delta, -1.0f));
+    memcpy(rest, r->residual + r->fit_rows * r->C, (size_t)(held * r->C) * sizeof *rest);
+    TRY(add_product(c, r, rest, r->u + r->fit_rows * r->ld, held, delta, -1.0f));
     *error = square_sum(rest, held * r->C);
     return OK;
 }
@@ -75,14 +75,14 @@ static enum code try_share(const struct calibrating *c, const struct regression 
 /* Ridge shares are tried by factors of ten from 1e-2, in the direction that helps. */
 static enum code regression_choose(const struct calibrating *c, struct regression *r, float *delta, double *chosen)
 {
-    int64_t n = r->g.n * r->C, held = (c->N - c->fit_rows) * r->C;
-    double *wide = malloc((size_t)n * sizeof *wide), best = square_sum(r->residual + c->fit_rows * r->C, held), at = 1e-2;
+    int64_t n = r->g.n * r->C, held = (r->rows - r->fit_rows) * r->C;
+    double *wide = malloc((size_t)n * sizeof *wide), best = square_sum(r->residual + r->fit_rows * r->C, held), at = 1e-2;
     float *tried = malloc((size_t)n * sizeof *tried), *rest = malloc((size_t)held * sizeof *rest);
     enum code code = wide && tried && rest ? OK : fail(ERR_MEMORY, "out of memory for a regression");
     *chosen = 0;
     memset(delta, 0, (size_t)n * sizeof *delta);
     if (code == OK)
-        gram_add(&r->g, r->u, r->ld, r->residual, r->C, c->fit_rows);
+        gram_add(&r->g, r->u, r->ld, r->residual, r->C, r->fit_rows);
     static const double factors[] = {1, 10, 0.1};
     for (int direction = 0; code == OK && direction < 3; direction++) {
         double share = at * factors[direction], error = 0;
@@ -202,7 +202,8 @@ static enum code attend_all(const struct fit *t)
 static enum code fit_output(const struct fit *t)
 {
     struct calibrating *c = t->c;
-    struct regression r = {.parts = {t->heads}, .u = t->f, .ld = t->heads, .residual = c->mid0, .width = t->heads, .C = c->C};
+    struct regression r = {.parts = {t->heads}, .u = t->f, .ld = t->heads, .residual = c->mid0, .width = t->heads, .C = c->C,
+                           .rows = c->N, .fit_rows = c->fit_rows};
     float *delta = NULL;
     enum code code = regression_run(c, &r, t->o.b != NULL, &delta, &t->report->share[0]);
     if (code == OK) {
@@ -234,7 +235,8 @@ static enum code hidden_all(const struct fit *t)
 static enum code fit_down(const struct fit *t)
 {
     struct calibrating *c = t->c;
-    struct regression r = {.parts = {t->hidden}, .u = t->h, .ld = t->hidden, .residual = c->mid0, .width = t->hidden, .C = c->C};
+    struct regression r = {.parts = {t->hidden}, .u = t->h, .ld = t->hidden, .residual = c->mid0, .width = t->hidden, .C = c->C,
+                           .rows = c->N, .fit_rows = c->fit_rows};
     float *delta = NULL;
     enum code code = regression_run(c, &r, t->down.b != NULL, &delta, &t->report->share[1]);
     if (code == OK) {
@@ -287,7 +289,8 @@ static enum code fit_parallel(struct fit *t)
     const struct map *biased = t->o.b ? &t->o : block && t->down.b ? &t->down : NULL;
     t->f = c->features;
     TRY(both_all(t));
-    struct regression r = {.parts = {t->heads}, .u = t->f, .ld = t->heads + t->hidden, .residual = c->mid0, .width = t->heads + (block ? t->hidden : 0), .C = c->C};
+    struct regression r = {.parts = {t->heads}, .u = t->f, .ld = t->heads + t->hidden, .residual = c->mid0, .width = t->heads + (block ? t->hidden : 0), .C = c->C,
+                           .rows = c->N, .fit_rows = c->fit_rows};
     float *delta = NULL;
     enum code code = regression_run(c, &r, biased != NULL, &delta, &t->report->share[0]);
     if (code == OK) {

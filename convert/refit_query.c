@@ -9,8 +9,9 @@
  *    mu a share of the mean variance of the sequence's keys: a token that sees one key only hardly moves.
  * 2. The changes are rotated back and regressed on the layer's input, as any other map (refit.c).
  *
- * The [D, D] systems of LANES tokens are made by one product: row s of Z holds k_s k_s^T (lower half), A = Z^T P^T; they are solved side
- * by side, one token per lane. Parallel over sequences and K/V heads; results do not depend on the number of threads. */
+ * The [D, D] systems of LANES tokens and all heads of a group are made by one product: row s of Z holds k_s k_s^T (lower half),
+ * A = Z^T P^T; they are solved side by side, one token per lane. Where that would cost more than the layer's own forward, every second or
+ * third block of tokens is used. Parallel over sequences and K/V heads; results do not depend on the number of threads. */
 #include "calibrate_parts.h"
 
 #include <cblas.h>
@@ -20,36 +21,37 @@
 #include <string.h>
 
 enum { LANES = 32 };
-#define QUERY_RIDGE 0.003f
+#define QUERY_RIDGE 0.003f /* of 0.003, 0.03 and 0.3 on a trained model the best by its loss */
 
 static int64_t pairs(int64_t D) { return D * (D + 1) / 2; }
 
-/* One thread's memory. */
-struct work { float *z, *key_mean, *p, *pr, *now, *a, *b, *mean; };
+/* One thread's memory; R query heads that read one K/V head are worked on together, their lanes side by side. */
+struct work { float *z, *p, *pr, *now, *a, *b, *mean; };
 
-static int64_t work_floats(int64_t T, int64_t D) { return T * pairs(D) + 3 * LANES * T + LANES * (pairs(D) + 2 * D) + D; }
+static int64_t work_floats(int64_t T, int64_t D, int64_t R) { return T * pairs(D) + R * LANES * (3 * T + pairs(D) + 2 * D); }
 
-static struct work work_at(float *base, int64_t T, int64_t D)
+static struct work work_at(float *base, int64_t T, int64_t D, int64_t R)
 {
     struct work w;
     w.z = base;
     w.p = w.z + T * pairs(D);
-    w.pr = w.p + LANES * T;
-    w.now = w.pr + LANES * T;
-    w.a = w.now + LANES * T;
-    w.b = w.a + LANES * pairs(D);
-    w.mean = w.b + LANES * D;
-    w.key_mean = w.mean + LANES * D;
+    w.pr = w.p + R * LANES * T;
+    w.now = w.pr + R * LANES * T;
+    w.a = w.now + R * LANES * T;
+    w.b = w.a + R * LANES * pairs(D);
+    w.mean = w.b + R * LANES * D;
     return w;
 }
 
-/* One head of one sequence. Strides are in floats from token to token. */
-struct head {
-    const float *q0, *k0, *q1, *k1, *lse;
+/* One K/V head of the result in one sequence, and the queries that read it. Strides are in floats from token to token. */
+struct group {
+    const float *q0, *q1, *k1, *lse, *slopes; /* of the first head */
+    const float *k0;                          /* of K/V head 0 */
     const int32_t *segment;
-    int64_t sq0, sk0, sq1, sk1, T, D, window; /* window 0: none */
-    float scale, slope, mu;
-    float *d; /* out, [T, stride] */
+    int64_t sq0, sk0, sq1, sk1, T, D, R, window; /* window 0: none */
+    int64_t first, R0;                           /* number of the first head; query heads for each K/V head of the original */
+    float scale, mu;
+    float *d; /* out, [T, stride], of the first head */
     int64_t stride;
 };
 
@@ -75,39 +77,43 @@ static float keys_square(const struct work *w, const float *k, int64_t stride, i
     return (float)(total / (double)D) * QUERY_RIDGE;
 }
 
-/* p [rows, T] and p r, zero where query t does not see key s; S keys are looked at. */
-static void weigh(const struct head *h, const struct work *w, int64_t t0, int64_t rows, int64_t S)
+/* p and p r of head j at tokens t0 .. t0 + rows - 1, zero where a query does not see a key; S keys are looked at. */
+static void weigh(const struct group *g, const struct work *w, int64_t j, int64_t t0, int64_t rows, int64_t S)
 {
-    for (int64_t i = 0; i < rows; i++) {
-        int64_t t = t0 + i;
-        float *p = w->p + i * h->T, *pr = w->pr + i * h->T, *now = w->now + i * h->T;
+    float slope = g->slopes ? g->slopes[j] : 0.0f;
+    const float *lse = g->lse + j * g->T;
+    for (int64_t i = 0; i < LANES; i++) {
+        int64_t t = t0 + i, at = (j * LANES + i) * g->T;
+        float *p = w->p + at, *pr = w->pr + at, *now = w->now + at;
         for (int64_t s = 0; s < S; s++) {
-            int sees = s <= t && h->segment[s] == h->segment[t] && (h->window == 0 || s > t - h->window);
-            float score = p[s], r = (score - now[s]) / h->scale;
-            p[s] = sees ? expf(score + h->slope * (float)(s - t) - h->lse[t]) : 0.0f;
+            int sees = i < rows && s <= t && g->segment[s] == g->segment[t] && (g->window == 0 || s > t - g->window);
+            float score = p[s], r = (score - now[s]) / g->scale;
+            p[s] = sees ? expf(score + slope * (float)(s - t) - lse[t]) : 0.0f;
             pr[s] = sees ? p[s] * r : 0.0f;
         }
     }
 }
 
-/* a [pair, lane] and b [D, lane] become the systems; b the right sides. */
-static void center(const struct head *h, const struct work *w, int64_t rows, int64_t S)
+/* a [pair, lane] and b [D, lane] become the systems and their right sides; lanes of R heads, `lanes` in all. A lane without a token has
+ * zeros and the ridge: its solution is zero. */
+static void center(const struct group *g, const struct work *w, int64_t S)
 {
-    int64_t D = h->D;
-    for (int64_t l = 0; l < LANES; l++) {
+    int64_t D = g->D, lanes = g->R * LANES;
+    for (int64_t l = 0; l < lanes; l++) {
         double r = 0;
-        for (int64_t s = 0; l < rows && s < S; s++)
-            r += (double)w->pr[l * h->T + s];
+        for (int64_t s = 0; s < S; s++)
+            r += (double)w->pr[l * g->T + s];
         for (int64_t i = 0; i < D; i++)
-            w->b[i * LANES + l] = l < rows ? w->b[i * LANES + l] - (float)r * w->mean[i * LANES + l] : 0.0f;
+            w->b[i * lanes + l] -= (float)r * w->mean[i * lanes + l];
     }
-    float *a = w->a;
+    float *a = w->a, mu = g->mu;
     for (int64_t i = 0; i < D; i++)
-        for (int64_t j = 0; j <= i; j++, a += LANES) {
-            const float *x = w->mean + i * LANES, *y = w->mean + j * LANES;
+        for (int64_t j = 0; j <= i; j++, a += lanes) {
+            const float *x = w->mean + i * lanes, *y = w->mean + j * lanes;
+            float ridge = i == j ? mu : 0.0f;
 #pragma omp simd
-            for (int l = 0; l < LANES; l++)
-                a[l] = l < rows ? a[l] - x[l] * y[l] + (i == j ? h->mu : 0.0f) : i == j ? 1.0f : 0.0f;
+            for (int64_t l = 0; l < lanes; l++)
+                a[l] += ridge - x[l] * y[l];
         }
 }
 
@@ -126,30 +132,30 @@ static inline void scale_by(float *x, const float *y)
         x[l] *= y[l];
 }
 
-/* Cholesky, one system per lane; the diagonal holds its inverse. b becomes the solution. */
-static void solve_lanes(float *a, float *b, int64_t D)
+/* Cholesky, one system per lane, LANES of `stride`; the diagonal holds its inverse. b becomes the solution. */
+static void solve_lanes(float *a, float *b, int64_t D, int64_t stride)
 {
     for (int64_t i = 0; i < D; i++) {
-        float *row = a + i * (i + 1) / 2 * LANES;
+        float *row = a + i * (i + 1) / 2 * stride;
         for (int64_t j = 0; j <= i; j++) {
-            const float *other = a + j * (j + 1) / 2 * LANES;
-            float *x = row + j * LANES;
+            const float *other = a + j * (j + 1) / 2 * stride;
+            float *x = row + j * stride;
             for (int64_t k = 0; k < j; k++)
-                take(x, row + k * LANES, other + k * LANES);
+                take(x, row + k * stride, other + k * stride);
             if (j < i)
-                scale_by(x, other + j * LANES);
+                scale_by(x, other + j * stride);
         }
-        float *x = row + i * LANES;
+        float *x = row + i * stride;
         for (int l = 0; l < LANES; l++) /* the ridge keeps it positive but for rounding */
             x[l] = x[l] > 1e-30f ? 1.0f / sqrtf(x[l]) : 0.0f;
         for (int64_t k = 0; k < i; k++)
-            take(b + i * LANES, row + k * LANES, b + k * LANES);
-        scale_by(b + i * LANES, x);
+            take(b + i * stride, row + k * stride, b + k * stride);
+        scale_by(b + i * stride, x);
     }
     for (int64_t i = D - 1; i >= 0; i--) {
-        scale_by(b + i * LANES, a + (i * (i + 1) / 2 + i) * LANES);
+        scale_by(b + i * stride, a + (i * (i + 1) / 2 + i) * stride);
         for (int64_t k = 0; k < i; k++)
-            take(b + k * LANES, a + (i * (i + 1) / 2 + k) * LANES, b + i * LANES);
+            take(b + k * stride, a + (i * (i + 1) / 2 + k) * stride, b + i * stride);
     }
 }
 
@@ -159,48 +165,75 @@ static void gemm(float *c, int64_t ldc, const float *a, int64_t lda, int ta, con
                 0.0f, c, (int)ldc);
 }
 
-static void head_changes(const struct head *h, const struct work *w)
+static void block_changes(const struct group *g, const struct work *w, int64_t t0)
 {
-    int64_t D = h->D, T = h->T;
-    for (int64_t t0 = 0; t0 < T; t0 += LANES) {
-        int64_t rows = T - t0 < LANES ? T - t0 : LANES, S = t0 + rows;
-        gemm(w->p, T, h->q0 + t0 * h->sq0, h->sq0, 0, h->k0, h->sk0, 1, rows, S, D, h->scale);
-        gemm(w->now, T, h->q1 + t0 * h->sq1, h->sq1, 0, h->k1, h->sk1, 1, rows, S, D, h->scale);
-        weigh(h, w, t0, rows, S);
-        gemm(w->a, LANES, w->z, pairs(D), 1, w->p, T, 1, pairs(D), rows, S, 1.0f);
-        gemm(w->mean, LANES, h->k1, h->sk1, 1, w->p, T, 1, D, rows, S, 1.0f);
-        gemm(w->b, LANES, h->k1, h->sk1, 1, w->pr, T, 1, D, rows, S, 1.0f);
-        center(h, w, rows, S);
-        solve_lanes(w->a, w->b, D);
+    int64_t D = g->D, T = g->T, rows = T - t0 < LANES ? T - t0 : LANES, S = t0 + rows, lanes = g->R * LANES;
+    for (int64_t j = 0; j < g->R; j++) {
+        const float *k0 = g->k0 + (g->first + j) / g->R0 * D;
+        gemm(w->p + j * LANES * T, T, g->q0 + t0 * g->sq0 + j * D, g->sq0, 0, k0, g->sk0, 1, rows, S, D, g->scale);
+        gemm(w->now + j * LANES * T, T, g->q1 + t0 * g->sq1 + j * D, g->sq1, 0, g->k1, g->sk1, 1, rows, S, D, g->scale);
+        weigh(g, w, j, t0, rows, S);
+    }
+    gemm(w->a, lanes, w->z, pairs(D), 1, w->p, T, 1, pairs(D), lanes, S, 1.0f);
+    gemm(w->mean, lanes, g->k1, g->sk1, 1, w->p, T, 1, D, lanes, S, 1.0f);
+    gemm(w->b, lanes, g->k1, g->sk1, 1, w->pr, T, 1, D, lanes, S, 1.0f);
+    center(g, w, S);
+    for (int64_t j = 0; j < g->R; j++) {
+        solve_lanes(w->a + j * LANES, w->b + j * LANES, D, lanes);
         for (int64_t i = 0; i < rows; i++)
             for (int64_t d = 0; d < D; d++)
-                h->d[(t0 + i) * h->stride + d] = w->b[d * LANES + i];
+                g->d[(t0 + i) * g->stride + j * D + d] = w->b[d * lanes + j * LANES + i];
     }
 }
 
-/* Of one sequence and one K/V head of the result: all the queries that read it. */
 static void group_changes(const struct calibrating *c, int64_t layer, const struct model_block_values *v0, const struct model_block_values *v1, float *d,
-                          int64_t b, int64_t g, const struct work *w)
+                          int64_t b, int64_t head, int64_t every, int64_t offset, const struct work *w)
 {
     const struct arch_block *from = &ckpt_arch(c->source)->stack[STACK_DEC].block[layer], *to = &c->to.stack[STACK_DEC].block[layer];
-    int64_t T = c->t.length, D = to->D, R = to->H / to->G, R0 = from->H / from->G;
-    const float *k1 = view_f32(v1->k) + b * v1->k.s[0] + g * v1->k.s[2];
-    float mu = keys_square(w, k1, v1->k.s[1], T, D);
-    for (int64_t h = g * R; h < (g + 1) * R; h++) {
-        struct head one = {.q0 = view_f32(v0->q) + b * v0->q.s[0] + h * v0->q.s[2], .k0 = view_f32(v0->k) + b * v0->k.s[0] + h / R0 * v0->k.s[2],
-                           .q1 = view_f32(v1->q) + b * v1->q.s[0] + h * v1->q.s[2], .k1 = k1, .lse = view_f32(v0->lse) + (b * to->H + h) * T,
-                           .segment = c->batch.segments + b * T, .sq0 = v0->q.s[1], .sk0 = v0->k.s[1], .sq1 = v1->q.s[1], .sk1 = v1->k.s[1], .T = T, .D = D,
-                           .window = to->window, .scale = (float)(to->scale > 0.0 ? to->scale : c->to.attn_scale),
-                           .slope = v0->alibi.p ? view_f32(v0->alibi)[h] : 0.0f, .mu = mu, .d = d + b * T * to->H * D + h * D, .stride = to->H * D};
-        head_changes(&one, w);
+    int64_t T = c->t.length, D = to->D, R = to->H / to->G, h = head * R;
+    const float *k1 = view_f32(v1->k) + b * v1->k.s[0] + head * v1->k.s[2];
+    CHECK(v0->q.s[2] == D && v0->k.s[2] == D && v1->q.s[2] == D);
+    struct group g = {.q0 = view_f32(v0->q) + b * v0->q.s[0] + h * D, .q1 = view_f32(v1->q) + b * v1->q.s[0] + h * D, .k1 = k1,
+                      .lse = view_f32(v0->lse) + (b * to->H + h) * T, .slopes = v0->alibi.p ? view_f32(v0->alibi) + h : NULL,
+                      .k0 = view_f32(v0->k) + b * v0->k.s[0], .segment = c->batch.segments + b * T, .sq0 = v0->q.s[1], .sk0 = v0->k.s[1],
+                      .sq1 = v1->q.s[1], .sk1 = v1->k.s[1], .T = T, .D = D, .R = R, .window = to->window, .first = h, .R0 = from->H / from->G,
+                      .scale = (float)(to->scale > 0.0 ? to->scale : c->to.attn_scale), .mu = keys_square(w, k1, v1->k.s[1], T, D),
+                      .d = d + b * T * to->H * D + h * D, .stride = to->H * D};
+    for (int64_t t0 = offset * LANES; t0 < T; t0 += every * LANES)
+        block_changes(&g, w, t0);
+}
+
+/* Every how many blocks of tokens: the systems shall not cost more than the layer's own forward, as long as tokens are many. */
+static int64_t thinning(const struct calibrating *c, const struct arch_block *b)
+{
+    double systems = (double)b->H * (double)c->t.length / 2 * (double)pairs(b->D);
+    double forward = (double)c->C * (double)((2 * b->H + 2 * b->G) * b->D + (mlp_is_gated(c->to.mlp) ? 3 : 2) * b->F);
+    int64_t every = (int64_t)ceil(systems / forward), most = c->fit_rows / (8 * c->C);
+    every = every > most ? most : every;
+    return every < 1 ? 1 : every;
+}
+
+struct tokens_kept { int64_t rows, fit_rows; };
+
+/* Of a batch, the rows of the blocks that were worked on, moved down behind those of earlier ones. */
+static void rows_pack(struct calibrating *c, const struct span *s, const float *n, int64_t width, int64_t every, struct tokens_kept *kept)
+{
+    for (int64_t i = 0; i < s->rows; i++) {
+        int64_t sequence = s->first + i / c->t.length, block = i % c->t.length / LANES;
+        if (block % every != sequence % every)
+            continue;
+        memmove(rows_at(c->features, kept->rows, width), rows_at(c->features, s->row + i, width), (size_t)width * sizeof(float));
+        memcpy(rows_at(c->mid1, kept->rows, c->C), n + i * c->C, (size_t)c->C * sizeof(float));
+        kept->rows++;
+        kept->fit_rows += s->row < c->fit_rows;
     }
 }
 
-/* Changes of all queries into the features [N, H*D], inputs into mid1 [N, C]. */
-static enum code changes_all(struct calibrating *c, int64_t layer, float *memory)
+/* Changes of queries into the features [rows, H*D], inputs into mid1 [rows, C]. */
+static enum code changes_all(struct calibrating *c, int64_t layer, float *memory, struct tokens_kept *kept)
 {
     const struct arch_block *to = &c->to.stack[STACK_DEC].block[layer];
-    int64_t each = work_floats(c->t.length, to->D), width = to->H * to->D;
+    int64_t T = c->t.length, D = to->D, R = to->H / to->G, each = work_floats(T, D, R), width = to->H * D, every = thinning(c, to);
     struct span s = {0};
     while (span_next(c, &s, 0, c->t.sequences)) {
         struct model_block_values v0, v1;
@@ -208,14 +241,15 @@ static enum code changes_all(struct calibrating *c, int64_t layer, float *memory
         float *d = rows_at(c->features, s.row, width);
         TRY(model_block_attend(c->m0, b, rows_at(c->x0, s.row, c->C), &v0));
         TRY(model_block_attend(c->m1, b, rows_at(c->x1, s.row, c->C), &v1));
-        memcpy(rows_at(c->mid1, s.row, c->C), v1.n.p, (size_t)(s.rows * c->C) * sizeof(float));
         int64_t jobs = s.count * to->G;
 #pragma omp parallel for schedule(dynamic)
         for (int64_t job = 0; job < jobs; job++) {
-            struct work w = work_at(memory + omp_get_thread_num() * each, c->t.length, to->D);
-            group_changes(c, layer, &v0, &v1, d, job / to->G, job % to->G, &w);
+            struct work w = work_at(memory + omp_get_thread_num() * each, T, D, R);
+            int64_t sequence = job / to->G;
+            group_changes(c, layer, &v0, &v1, d, sequence, job % to->G, every, (s.first + sequence) % every, &w);
         }
         TRY(model_block_unrotate(c->m1, b, d, to->H));
+        rows_pack(c, &s, view_f32(v1.n), width, every, kept);
     }
     return OK;
 }
@@ -225,10 +259,13 @@ enum code refit_queries(struct calibrating *c, int64_t layer)
     const struct arch_block *to = &c->to.stack[STACK_DEC].block[layer];
     struct map q = map_of(c, layer, "attn.q");
     int64_t width = to->H * to->D;
-    float *delta = NULL, *memory = malloc((size_t)(work_floats(c->t.length, to->D) * omp_get_max_threads()) * sizeof *memory);
+    struct tokens_kept kept = {0, 0};
+    float *delta = NULL, *memory = calloc((size_t)(work_floats(c->t.length, to->D, to->H / to->G) * omp_get_max_threads()), sizeof *memory);
     struct regression r = {.parts = {c->C}, .u = c->mid1, .ld = c->C, .residual = c->features, .width = c->C, .C = width};
-    enum code code = memory ? changes_all(c, layer, memory) : fail(ERR_MEMORY, "out of memory for the scores of %lld tokens", (long long)c->t.length);
+    enum code code = memory ? changes_all(c, layer, memory, &kept) : fail(ERR_MEMORY, "out of memory for the scores of %lld tokens", (long long)c->t.length);
     free(memory);
+    r.rows = kept.rows;
+    r.fit_rows = kept.fit_rows;
     if (code == OK)
         code = regression_run(c, &r, q.b != NULL, &delta, &c->result->layer[layer].share[2]);
     if (code == OK) {
