@@ -1,7 +1,7 @@
 /* Floor 2: the model at rest. A checkpoint is opened, not loaded: tensors are read and written in row blocks, so converting
  * any size of model takes memory for a few blocks; where rows do not lie in rows of the file (GPT-2, GPT-J), for one tensor on
  * each side. Forms: Hugging Face directory (safetensors, sharded or not), native HDF5 (.h5, step directories of a training run),
- * llama2.c .bin (in only).
+ * llama2.c .bin (in only), GGUF (out only).
  * A malformed file is ERR_INPUT with one sentence, never a crash. */
 #ifndef GQAKIT_CHECKPOINTS_CHECKPOINT_H
 #define GQAKIT_CHECKPOINTS_CHECKPOINT_H
@@ -83,8 +83,6 @@ enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *byt
 /* Checks that all is written, fsyncs, renames into place. Frees w in every case. */
 enum code ckpt_commit(struct ckpt_writer *w) MUST_USE;
 void ckpt_abandon(struct ckpt_writer *w); /* removes the temporary; NULL is fine */
-/* SHA-256 of the written weight files is known after commit: names and hex, for provenance (caller frees nothing; valid until exit
- * of the caller's scope of `list`, a malloc'ed array). */
 
 /* The config.json text a Hugging Face directory of this arch has: the source's with unknown keys carried through and only
  * num_key_value_heads (and torch_dtype when it changed) edited, or a fresh one. malloc'ed. */
@@ -94,8 +92,8 @@ enum code arch_from_config_json(struct arch *a, const char *bytes, size_t n, con
 
 /* ---- where a result can live --------------------------------------------------------------------------------------
  * In this order of preference: the family's own class; another family's class that has K/V heads, after exact rewritings
- * (rewrite.h); a Hugging Face directory with a modeling file of ours (family "gqakit"); every head's own copy of its K/V
- * (plain MHA, loads everywhere, saves nothing). GGUF (target path *.gguf) by the architectures llama.cpp has. */
+ * (rewrite.h); a Hugging Face directory with a modeling file of ours (family "gqakit"). On request alone: every head's own copy of
+ * its K/V (plain MHA, loads everywhere, saves nothing). GGUF (target path *.gguf) by the architectures llama.cpp has. */
 enum ckpt_home { HOME_AUTO, HOME_NATIVE, HOME_RETARGET, HOME_GGUF, HOME_CUSTOM, HOME_EXPANDED };
 #define CKPT_HOMES "auto|native|retarget|gguf|custom|expanded"
 struct ckpt_choice {

@@ -61,7 +61,7 @@ struct family {
 FAMILIES(FAMILY_DECLARE)
 
 const struct family *family_of(const char *model_type); /* NULL when unknown */
-const char *family_list(void);                          /* "llama, mistral" */
+const char *family_list(void);                          /* "llama, mistral, qwen2 ..." */
 
 /* config_keys.c: ERR_UNSUPPORTED names the first key that is neither harmless, nor common, nor the family's. */
 enum code config_keys_check(const json_t *config, const struct family *family, const char *where) MUST_USE;

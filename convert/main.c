@@ -7,9 +7,9 @@
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
 static const struct cli_flag flags[] = {
     FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; divides the source's, or is a multiple of them (heads are repeated). Without it only the format changes"),
-    FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (.h5, or gqakit's own form)"),
+    FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (.h5, gqakit's own form, or GGUF of a LLaMA)"),
     FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own "
-         "modeling file; every head's own copy. auto (default) takes the first of these that is exact"),
+         "modeling file; every head's own copy. auto (default): GGUF if DST is *.gguf, else the first exact one of native, retarget, custom"),
     FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
     FLAG("--method", CLI_CHOICE, method, MERGE_METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
          "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares"),
