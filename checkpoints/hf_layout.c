@@ -180,6 +180,23 @@ static enum code shard_of(struct hf_writer *w, const char *file, int *shard)
     return OK;
 }
 
+/* Where tensors of several files become one, files may be left with none. */
+static void shards_drop_empty(struct hf_writer *w)
+{
+    int kept = 0;
+    for (int s = 0; s < w->n_shards; s++) {
+        int used = 0;
+        for (int i = 0; i < w->n_stored; i++)
+            if (w->stored[i].shard == s) {
+                w->stored[i].shard = kept;
+                used = 1;
+            }
+        if (used)
+            w->shards[kept++] = w->shards[s];
+    }
+    w->n_shards = kept;
+}
+
 /* The source's files again. What the source lacks (an untied head) joins the last of them. */
 static enum code shards_like_source(struct hf_writer *w)
 {
@@ -188,6 +205,7 @@ static enum code shards_like_source(struct hf_writer *w)
             struct hf_stored *s = &w->stored[w->place[w->rows[i].at + piece]];
             TRY(shard_of(w, s->file ? s->file : w->base.tensors[i].file, &s->shard));
         }
+    shards_drop_empty(w);
     return OK;
 }
 

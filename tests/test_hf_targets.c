@@ -88,6 +88,43 @@ static void test_targets(void **state)
     free(home);
 }
 
+/* Every tensor in a file of its own, then q, k, v and gate, up as one: each file that is left holds something and is listed. */
+static void test_fused_shards(void **state)
+{
+    (void)state;
+    char *dir = hf_make("apart", 0, DT_NONE, 1), *to = temp_path("fused"), **names;
+    struct checkpoint *ck;
+    struct arch a;
+    struct ckpt_choice choice;
+    struct ckpt_writer *w;
+    assert_ok(ckpt_open(&ck, dir, NULL));
+    assert_ok(arch_copy(&a, ckpt_arch(ck)));
+    assert_ok(ckpt_choose(&a, to, HOME_RETARGET, "phi3", &choice));
+    assert_ok(ckpt_choice_arch(&a, &choice));
+    assert_ok(ckpt_rewritten(&ck, ck, &choice));
+    struct ckpt_target target = {.path = to, .arch = &a, .source = ck};
+    assert_ok(ckpt_create(&w, &target));
+    hf_copy_rows(ck, w, 7);
+    assert_ok(ckpt_commit(w));
+    int n, files = 0;
+    size_t bytes;
+    char *index = hf_slurp(to, "model.safetensors.index.json", &bytes);
+    assert_ok(io_list(to, &names, &n));
+    for (int i = 0; i < n; i++)
+        if (strstr(names[i], ".safetensors") && !strstr(names[i], ".json")) {
+            assert_non_null(strstr(index, names[i]));
+            files++;
+        }
+    assert_int_equal(files, 3 + 3 * 6);
+    assert_ok(hf_opened(to));
+    io_names_free(names, n);
+    ckpt_close(ck);
+    arch_free(&a);
+    free(index);
+    free(dir);
+    free(to);
+}
+
 static void test_header_limit(void **state)
 {
     (void)state;
@@ -118,6 +155,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_targets),
+        cmocka_unit_test(test_fused_shards),
         cmocka_unit_test(test_header_limit),
         cmocka_unit_test(test_space_and_faults),
     };
