@@ -22,9 +22,11 @@ static enum code parse(const struct ckpt_companion *c, const char *where, json_t
 
 /* ---- vocab.json and merges.txt in the form of tokenizer.json --------------------------------------------------------- */
 
+/* NULL when a line is no UTF-8. */
 static json_t *merges_lines(const struct ckpt_companion *c)
 {
     json_t *list = json_array();
+    int good = 1;
     const char *at = c->bytes, *end = c->bytes + c->n;
     while (at < end) {
         const char *line = at, *stop = memchr(at, '\n', (size_t)(end - at));
@@ -32,10 +34,12 @@ static json_t *merges_lines(const struct ckpt_companion *c)
         at = stop + 1;
         while (stop > line && (stop[-1] == '\r' || stop[-1] == ' '))
             stop--;
-        if (stop > line && strncmp(line, "#version", 8) != 0)
-            json_array_append_new(list, json_stringn(line, (size_t)(stop - line)));
+        if (stop > line && !(line == c->bytes && !strncmp(line, "#version", 8)))
+            good &= !json_array_append_new(list, json_stringn(line, (size_t)(stop - line)));
     }
-    return list;
+    if (!good)
+        json_decref(list);
+    return good ? list : NULL;
 }
 
 /* "added_tokens_decoder": {"50256": {"content", "special"}} -> [{"id", "content", "special"}] */
@@ -55,11 +59,16 @@ static enum code from_parts(struct gguf_vocab *v, const struct ckpt_companion *v
                             const json_t *settings, const char *where)
 {
     const char *class = json_string_value(json_object_get(settings, "tokenizer_class"));
-    json_t *words;
+    json_t *words, *lines;
     TRY(parse(vocab, where, &words));
-    v->root = json_pack("{s:{s:s, s:o, s:o}, s:o, s:o}", "model", "type", "BPE", "vocab", words, "merges", merges_lines(merges),
-                        "pre_tokenizer", gguf_pre_of_class(class ? class : "", where), "added_tokens", added_list(settings));
-    return v->root ? OK : fail(ERR_INPUT, "%s: merges.txt is not UTF-8 text", where);
+    lines = merges_lines(merges);
+    if (!lines) {
+        json_decref(words);
+        return fail(ERR_INPUT, "%s: merges.txt is not UTF-8 text", where);
+    }
+    v->root = json_pack("{s:{s:s, s:o, s:o}, s:o, s:o}", "model", "type", "BPE", "vocab", words, "merges", lines, "pre_tokenizer",
+                        gguf_pre_of_class(class ? class : "", where), "added_tokens", added_list(settings));
+    return v->root ? OK : fail(ERR_MEMORY, "%s: out of memory for its tokenizer", where);
 }
 
 static enum code from_pieces(struct gguf_vocab *v, const struct ckpt_companion *pieces, const json_t *settings, const char *where)

@@ -233,6 +233,12 @@ static void parts(void **state)
     f = converted();
     assert_true(gguf_check_is(&f, "tokenizer.ggml.pre", "gpt-2"));
     gguf_check_close(&f);
+    put("merges.txt", "a b\n#version a\n"); /* a comment in the first line alone */
+    f = converted();
+    assert_int_equal(gguf_check_length(&f, "tokenizer.ggml.merges"), 2);
+    gguf_check_close(&f);
+    put("merges.txt", "a b\n\xff a\n");
+    assert_refused(convert(), ERR_INPUT, "not UTF-8");
 }
 
 /* A field of a protocol buffer: number << 3 | type, then a varint, four bytes, or a length below 128 and bytes. */
