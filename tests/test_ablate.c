@@ -211,6 +211,33 @@ static void tokenizer_is_part_of_a_cell(void **state)
     free(config);
 }
 
+/* A grouping makes cells of its own, but none at G = H; the table tells them apart. */
+static void groupings_are_cells(void **state)
+{
+    (void)state;
+    char *config = write_config("g.yaml", ""), *program = program_path("gqa-eval"), out[600];
+    snprintf(out, sizeof out, "output_dir=%s/groupings", temp_dir());
+    const char *argv[] = { program, "ablate", config, out, "grid.num_key_value_heads=[3]", "grid.method=[svd]", "grid.grouping=[consecutive, similar]",
+                           "grid.uptrain_fraction=[0]", NULL };
+    struct child c = child_run(argv, NULL);
+    if (c.status != 0)
+        print_error("%s", c.err);
+    assert_int_equal(c.status, 0);
+    assert_non_null(strstr(c.out, "svd similar"));
+    char *path = temp_path("groupings/results.json");
+    json_t *j = NULL;
+    assert_ok(json_read_file(path, 1 << 24, &j));
+    const json_t *cells = json_object_get(j, "cells");
+    assert_int_equal(json_array_size(cells), 3);
+    for (size_t i = 0; i < 3; i++)
+        assert_string_equal(json_string_value(json_object_get(json_array_get(cells, i), "grouping")), i == 2 ? "similar" : "consecutive");
+    json_decref(j);
+    child_free(&c);
+    free(path);
+    free(config);
+    free(program);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -251,7 +278,8 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(grid_and_report, setup),        cmocka_unit_test(second_run_repeats_nothing),
         cmocka_unit_test(damaged_result_is_made_again),        cmocka_unit_test(failing_cell_does_not_stop_the_others),
-        cmocka_unit_test(tokenizer_is_part_of_a_cell),         cmocka_unit_test(refusals),
+        cmocka_unit_test(tokenizer_is_part_of_a_cell),         cmocka_unit_test(groupings_are_cells),
+        cmocka_unit_test(refusals),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

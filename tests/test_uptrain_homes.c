@@ -82,7 +82,7 @@ static void calibrated_first(void **state)
     runs_expect(&c, 0, NULL);
     snprintf(calibration, sizeof calibration, "gqa.calibration=%s/tokens.bin", temp_dir());
     for (int i = 0; i < 2; i++) {
-        c = child_run(ARGS(program, yaml, "gqa.method=svd", calibration, "gqa.refit=block", "gqa.calibration_tokens=2000"), NULL);
+        c = child_run(ARGS(program, yaml, "gqa.method=svd", "gqa.grouping=similar", calibration, "gqa.refit=block", "gqa.calibration_tokens=2000"), NULL);
         runs_expect(&c, 0, i ? "already converted" : "converting");
     }
     final_is("calibrated", "phi", 2);
@@ -90,6 +90,7 @@ static void calibrated_first(void **state)
     size_t n;
     assert_ok(io_read_all(path, 1 << 16, &text, &n));
     assert_non_null(strstr(text, "Starting loss"));
+    assert_non_null(strstr(text, "put side by side"));
     free(text);
     free(path);
     free(program);
