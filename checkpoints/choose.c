@@ -237,7 +237,7 @@ static enum code choose_h5(const struct arch *result, struct ckpt_choice *c)
 
 enum code ckpt_choose(const struct arch *result, const char *path, enum ckpt_home asked, const char *family, struct ckpt_choice *choice)
 {
-    int gguf = ends(path, ".gguf"), h5 = ends(path, ".h5"), tried;
+    int gguf = gguf_claims(path), h5 = ends(path, ".h5") || ends(path, ".hdf5"), tried;
     memset(choice, 0, sizeof *choice);
     if (asked == HOME_GGUF && !gguf)
         return fail(ERR_USAGE, "%s: a GGUF file is called *.gguf", path);

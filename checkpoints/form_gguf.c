@@ -28,7 +28,7 @@ struct gguf_writer {
 
 /* ---- reading -------------------------------------------------------------------------------------------------------- */
 
-static int has_suffix(const char *path)
+int gguf_claims(const char *path)
 {
     size_t n = strlen(path);
     return n > 5 && !strcasecmp(path + n - 5, ".gguf");
@@ -41,7 +41,7 @@ static int gguf_probe(const char *path)
     int found = fd >= 0 && read(fd, magic, 4) == 4 && !memcmp(magic, "GGUF", 4);
     if (fd >= 0)
         close(fd);
-    return found || (fd >= 0 && has_suffix(path));
+    return found || (fd >= 0 && gguf_claims(path));
 }
 
 static enum code gguf_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
@@ -124,7 +124,7 @@ static void model_name(const char *path, char out[128])
     const char *slash = strrchr(path, '/');
     snprintf(out, 128, "%s", slash ? slash + 1 : path);
     size_t n = strlen(out);
-    if (has_suffix(out))
+    if (gguf_claims(out))
         out[n - 5] = 0;
 }
 
@@ -266,7 +266,7 @@ const struct ckpt_form form_gguf = {
     .probe = gguf_probe,
     .open = gguf_open,
     .read = gguf_read,
-    .claims = has_suffix,
+    .claims = gguf_claims,
     .create = gguf_create,
     .write = gguf_write_rows,
     .finish = gguf_finish,

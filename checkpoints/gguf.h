@@ -7,6 +7,8 @@
 #include "checkpoint.h"
 #include "rewrite.h"
 
+/* 1 for *.gguf, in capitals too. form_gguf.c */
+int gguf_claims(const char *path);
 /* How a model of this arch becomes a .gguf: fills choice (home HOME_GGUF, the family unchanged). ERR_UNSUPPORTED with the reason when
  * llama.cpp has no architecture that computes it. */
 enum code gguf_choose(const struct arch *result, struct ckpt_choice *choice) MUST_USE;

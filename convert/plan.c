@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 enum dtype options_dtype(const struct options *o)
 {
@@ -103,7 +104,7 @@ static enum code add_alternatives(const struct arch *a, const struct options *o)
     char why[768], list[128] = "";
     size_t used = 0;
     size_t n = strlen(o->target);
-    int gguf = n > 5 && !strcmp(o->target + n - 5, ".gguf");
+    int gguf = n > 5 && !strcasecmp(o->target + n - 5, ".gguf");
     snprintf(why, sizeof why, "%s", fail_text());
     for (enum ckpt_home home = HOME_NATIVE; home <= HOME_EXPANDED; home++) {
         struct ckpt_choice choice;

@@ -348,6 +348,11 @@ static void choices(void **state)
     a.rope.factor = 2;
     assert_ok(choose(&a, &choice));
     assert_true(!choice.exact);
+    assert_ok(ckpt_choose(&a, "A.GGUF", HOME_AUTO, NULL, &choice)); /* by the names that the writers claim */
+    assert_int_equal(choice.home, HOME_GGUF);
+    a.stack[STACK_DEC].block[1].G = 1;
+    assert_ok(ckpt_choose(&a, "a.hdf5", HOME_AUTO, NULL, &choice));
+    assert_int_equal(choice.home, HOME_NATIVE);
     arch_free(&a);
 }
 
