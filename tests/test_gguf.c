@@ -4,7 +4,7 @@
 #include <fcntl.h>
 #include <math.h>
 
-#include "checkpoints/checkpoint.h"
+#include "checkpoints/rewrite.h"
 #include "gguf_check.h"
 #include "harness.h"
 #include "hf_case.h"
@@ -342,7 +342,7 @@ static void choices(void **state)
     assert_true(choice.exact);
     a.attn_scale = 1;
     assert_ok(choose(&a, &choice));
-    assert_true(choice.exact && choice.rewrite == 16u /* REWRITE_SCALE_Q */);
+    assert_true(choice.exact && choice.rewrite == REWRITE_SCALE_Q);
     a.attn_scale = 1 / sqrt(8);
     a.rope.kind = ROPE_DYNAMIC;
     a.rope.factor = 2;

@@ -174,6 +174,7 @@ enum code final_write(struct run *r, char **path)
     *path = io_join(r->options.output_dir, "final");
     if (!*path)
         return fail(ERR_MEMORY, "out of memory for a path");
+    CHECK(!r->home.rewrite); /* tensors are written as they were trained */
     TRY(r->backend->device_sync(r->device));
     enum code c = facts_make(r, &facts);
     struct arch arch = {0};
