@@ -254,6 +254,11 @@ static enum code changes_all(struct calibrating *c, int64_t layer, float *memory
     return OK;
 }
 
+int64_t refit_query_bytes(const struct arch_block *b, int64_t G, int64_t length)
+{
+    return work_floats(length, b->D, b->H / G) * omp_get_max_threads() * (int64_t)sizeof(float);
+}
+
 enum code refit_queries(struct calibrating *c, int64_t layer)
 {
     const struct arch_block *to = &c->to.stack[STACK_DEC].block[layer];

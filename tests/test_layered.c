@@ -150,6 +150,59 @@ static void values_are_what_the_block_reads(void **state)
         check_values(&MODEL_VARIANTS[i]);
 }
 
+static void yarn(struct arch *a)
+{
+    a->rope.kind = ROPE_YARN;
+    a->rope.factor = 4;
+    a->rope.original_max_positions = 16;
+}
+
+/* Queries as attention read them, turned back: n Wq^T (+ b), also where the tables carry a factor (YaRN) or turn only some dims. */
+static void check_unrotate(const struct model_variant *variant)
+{
+    struct arch a;
+    struct tiny t;
+    struct model_options o = tiny_options(0);
+    fixture_arch(&a);
+    variant->change(&a);
+    if (a.norm_place != NORM_PRE || a.qk_norm != QK_NORM_NONE || a.clip_qkv > 0.0) {
+        arch_free(&a);
+        return;
+    }
+    tiny_open(&t, &a, &o);
+    struct model *m = layered_open(&t);
+    const struct arch_block *b = &t.arch.stack[STACK_DEC].block[0];
+    int64_t N = TINY_B * TINY_T, C = t.arch.C, W = b->H * b->D;
+    float *x = malloc((size_t)(2 * N * C + N * W) * sizeof *x), *n = x + N * C, *q = n + N * C;
+    struct model_block_values v;
+    part_copy(m, t.m, MODEL_PART_EMBED);
+    assert_ok(model_part_embed(m, &t.batch, x));
+    part_copy(m, t.m, 0);
+    assert_ok(model_block_attend(m, &t.batch, x, &v));
+    memcpy(n, v.n.p, (size_t)(N * C) * sizeof *n);
+    for (int64_t i = 0; i < N; i++)
+        memcpy(q + i * W, view_f32(v.q) + i * v.q.s[1], (size_t)W * sizeof *q);
+    assert_ok(model_block_unrotate(m, &t.batch, q, b->H));
+    const struct model_param *w = model_param_find(m, "dec.0.attn.q.w"), *bias = model_param_find(m, "dec.0.attn.q.b");
+    for (int64_t i = 0; i < N * W; i++)
+        if (!(fabs(product_at(n + i / W * C, w, bias, i % W) - (double)q[i]) <= 1e-4)) {
+            print_error("%s, element %lld\n", variant->name, (long long)i);
+            assert_true(0);
+        }
+    free(x);
+    model_close(m);
+    tiny_close(&t);
+}
+
+static void queries_turned_back(void **state)
+{
+    (void)state;
+    static const struct model_variant yarned = {"yarn", yarn};
+    check_unrotate(&yarned);
+    for (int i = 0; i < model_variants(); i++)
+        check_unrotate(&MODEL_VARIANTS[i]);
+}
+
 /* Parts from a checkpoint, in any order, a smaller batch than the model was opened for. */
 static void parts_from_a_checkpoint(void **state)
 {
@@ -218,6 +271,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(every_form_scores_as_the_whole_model),
         cmocka_unit_test(values_are_what_the_block_reads),
         cmocka_unit_test(parts_from_a_checkpoint),
+        cmocka_unit_test(queries_turned_back),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
