@@ -11,6 +11,21 @@
 enum { TEXT_BYTES = 2048 };
 static _Thread_local char text[TEXT_BYTES];
 
+/* Bytes from files stand in sentences, and %.40s cuts where it likes: what is no UTF-8 becomes '?', so that the sentence can go into JSON. */
+static void text_repair(unsigned char *s)
+{
+    while (*s) {
+        int more = *s < 0x80 ? 0 : *s >= 0xc2 && *s < 0xe0 ? 1 : *s >= 0xe0 && *s < 0xf0 ? 2 : *s >= 0xf0 && *s < 0xf5 ? 3 : -1, k = 1;
+        while (k <= more && (s[k] & 0xc0) == 0x80)
+            k++;
+        int low = *s == 0xe0 ? 0xa0 : *s == 0xf0 ? 0x90 : 0x80, high = *s == 0xed ? 0x9f : *s == 0xf4 ? 0x8f : 0xbf; /* overlong, surrogates */
+        if (more >= 0 && k > more && (more == 0 || (s[1] >= low && s[1] <= high)))
+            s += k;
+        else
+            *s++ = '?';
+    }
+}
+
 /* Arguments may point into `text` (fail_text() as an argument), so the new sentence is built beside it. */
 static void text_set(const char *format, va_list args, const char *tail)
 {
@@ -20,6 +35,7 @@ static void text_set(const char *format, va_list args, const char *tail)
         fresh[n = 0] = 0;
     if (tail && n < TEXT_BYTES - 1)
         snprintf(fresh + n, (size_t)(TEXT_BYTES - n), "%s", tail);
+    text_repair((unsigned char *)fresh);
     memcpy(text, fresh, sizeof text);
 }
 

@@ -165,6 +165,19 @@ static enum code writer_tensors(struct ckpt_writer *w, const struct ckpt_target 
     return OK;
 }
 
+/* The folders above the target, where they are missing. */
+static enum code parents_make(const char *path)
+{
+    char *parent = strdup(path), *slash = parent ? strrchr(parent, '/') : NULL;
+    enum code c = parent ? OK : fail(ERR_MEMORY, "%s: out of memory", path);
+    if (slash && slash != parent) {
+        *slash = 0;
+        c = io_mkdirs(parent);
+    }
+    free(parent);
+    return c;
+}
+
 static enum code writer_fill(struct ckpt_writer *w, const struct ckpt_target *target)
 {
     int64_t bytes = 0;
@@ -177,7 +190,8 @@ static enum code writer_fill(struct ckpt_writer *w, const struct ckpt_target *ta
         TRY(form_add_companion(&w->companions, &w->n_companions, c->name, c->bytes, c->n));
         bytes += (int64_t)c->n;
     }
-    return target_space(w->path, bytes + (1 << 20)); /* headers, config, index */
+    TRY(target_space(w->path, bytes + (1 << 20))); /* headers, config, index */
+    return parents_make(w->path);
 }
 
 enum code form_writer_new(struct ckpt_writer **out, size_t bytes, const struct ckpt_form *form, const struct ckpt_target *target)

@@ -37,6 +37,8 @@ static void test_errors(void **state)
     longer[sizeof longer - 1] = 0;
     assert_int_equal(fail_in(fail(ERR_INPUT, "%s", longer), "%s", longer), ERR_INPUT);
     assert_true(strlen(fail_text()) == 2047);
+    (void)fail(ERR_INPUT, "%.4s|%s", "abc\xc3\xa9", "\xe4\xb8\xad \xed\xa0\x80 \xf0\x9f\x98\x80\xff");
+    assert_string_equal(fail_text(), "abc?|\xe4\xb8\xad ??? \xf0\x9f\x98\x80?"); /* cut inside a character, a surrogate, no UTF-8 */
     static const struct { int e; const char *part; } advice[] = {
         {ENOSPC, "free some space"}, {EDQUOT, "quota"}, {EACCES, "permissions"}, {EROFS, "read-only"}, {EMFILE, "ulimit"}, {EIO, "p: write: "}};
     for (size_t i = 0; i < COUNT_OF(advice); i++) {

@@ -393,6 +393,10 @@ static void refusals(void **state)
     int input = fcntl(0, F_GETFD);
     assert_refused(ckpt_create(&w, &target), ERR_USAGE, "--force");
     assert_int_equal(fcntl(0, F_GETFD), input); /* nothing of others is closed */
+    char *deep = temp_path("not/there/yet.gguf");
+    small_write(deep, &a, 1, 1, NULL);
+    assert_true(io_exists(deep));
+    free(deep);
     temp_write("short.gguf", "GG", 2);
     assert_refused(hf_opened(other), ERR_UNSUPPORTED, "written, not read");
     assert_true(hf_no_temporaries());
