@@ -73,7 +73,7 @@ static enum code sizes(struct calibration_size *s, const struct calibrating *c)
         int64_t merge = merge_bytes(a, l, c->plan->pooled[l]), fit = c->o->refit == REFIT_NONE ? 0 : 3 * gram_bytes(refit_width(a, b), a->C);
         layer = merge > layer ? merge : layer;
         layer = fit > layer ? fit : layer;
-        int64_t queries = c->o->refit == REFIT_ALL ? refit_query_bytes(b, c->plan->pooled[l], c->t.length) + gram_bytes(a->C, b->H * b->D) : 0;
+        int64_t queries = c->o->refit == REFIT_ALL ? refit_scores_bytes(b, c->plan->pooled[l], c->t.length) + gram_bytes(a->C, b->H * b->D) : 0;
         layer = queries > layer ? queries : layer;
     }
     int large = states > host_memory_total() / 4;

@@ -53,7 +53,7 @@ struct calibration_size { int64_t sequences, held_out, length, memory, disk; };
 
 struct calibration_layer {
     double error;    /* refit: relative distance of the hidden state after the layer from the original's, held-out tokens; NaN: not measured */
-    double share[3]; /* chosen ridge of the output, down and query projections; 0: not fitted or left alone */
+    double share[3]; /* chosen ridge of the output, down and query (last step) projections; 0: not fitted or left alone */
 };
 
 struct calibration {

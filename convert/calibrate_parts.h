@@ -43,10 +43,9 @@ const struct batch *span_batch(struct calibrating *c, const struct span *s);
 /* refit.c. The layer in m1 is merged and loaded, x1 its input, next0 and mid0 the original's states; leaves x1 its output. */
 enum code refit_layer(struct calibrating *c, int64_t layer) MUST_USE;
 int64_t refit_width(const struct arch *a, const struct arch_block *b); /* floats of features by row */
-/* Bytes of refit_queries at this length for all threads. */
-int64_t refit_query_bytes(const struct arch_block *b, int64_t G, int64_t length);
-/* refit_query.c. The query projection, before the others; m0 holds the same layer of the original. */
-enum code refit_queries(struct calibrating *c, int64_t layer) MUST_USE;
+/* refit_scores.c. The projections of queries and keys, before the others; m0 holds the same layer of the original. */
+enum code refit_scores(struct calibrating *c, int64_t layer) MUST_USE;
+int64_t refit_scores_bytes(const struct arch_block *b, int64_t G, int64_t length); /* of all threads */
 /* ERR_UNSUPPORTED with the reason where a family's form does not allow what is asked. */
 enum code refit_check(const struct arch *a, enum refit r) MUST_USE;
 

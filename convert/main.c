@@ -19,7 +19,7 @@ static const struct cli_flag flags[] = {
     FLAG("--calibration-tokens", CLI_INT, calibration_tokens, "N", "how many, spread over FILE; the last tenth is held out (default 32768)"),
     FLAG("--sequence-length", CLI_INT, sequence_length, "N", "of the calibration (default: the model's positions, at most 1024)"),
     FLAG("--refit", CLI_CHOICE, refit, REFIT_NAMES, "with --calibration: fit to the original's hidden states, by least squares, the output projection; block: the MLP's down "
-         "projection too; all: the query projection too (default none)"),
+         "projection too; all: the query and key projections too (default none)"),
     FLAG("--threads", CLI_INT, threads, "N", "of the calibration (default 0: all CPUs)"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),

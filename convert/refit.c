@@ -313,7 +313,7 @@ enum code refit_layer(struct calibrating *c, int64_t layer)
     const struct arch_block *b = &c->to.stack[STACK_DEC].block[layer];
     struct fit t = {c, &c->result->layer[layer], map_of(c, layer, "attn.o"), map_of(c, layer, "mlp.down"), b->H * b->D, b->F, NULL, NULL};
     if (c->o->refit == REFIT_ALL)
-        TRY(refit_queries(c, layer));
+        TRY(refit_scores(c, layer));
     TRY(c->to.residual == RESIDUAL_SEQUENTIAL ? fit_sequential(&t) : fit_parallel(&t));
     int64_t first = c->fit_rows * c->C, held = (c->N - c->fit_rows) * c->C;
     subtract(c->mid0 + first, c->next0 + first, c->x1 + first, held);
