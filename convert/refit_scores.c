@@ -4,7 +4,8 @@
  *    original's, as the original's attention weighs them: a [D, D] ridge solve, as scores are linear in either when the other is held.
  * 2. The changes are rotated back and regressed on the layer's input, as any other map (refit.c).
  *
- * Queries, keys, queries again. Where the systems would cost more than the layer's own forward, only some blocks of tokens are used.
+ * Queries, keys, queries; after svd keys and queries (the first step gained nothing there on a trained model: the merge has adapted the
+ * queries). Where the systems would cost more than the layer's own forward, only some blocks of tokens are used.
  * Parallel over sequences and K/V heads; results do not depend on the number of threads. */
 #include "refit_scores.h"
 
@@ -80,7 +81,6 @@ void scores_solve(float *a, float *b, int64_t D, int64_t stride)
 
 /* ---- one step over all tokens ---- */
 
-enum { STEPS = 3 };
 struct step {
     const char *map;
     int64_t heads; /* of the map's output */
@@ -90,10 +90,10 @@ struct step {
     int64_t rows, fit_rows; /* kept so far */
 };
 
-/* Every how many blocks of tokens: the three steps shall not cost more than the layer's own forward, as long as tokens are many. */
-static int64_t thinning(const struct calibrating *c, const struct arch_block *b)
+/* Every how many blocks of tokens: the steps shall not cost more than the layer's own forward, as long as tokens are many. */
+static int64_t thinning(const struct calibrating *c, const struct arch_block *b, int steps)
 {
-    double systems = STEPS * (double)b->H * (double)c->t.length / 2 * (double)pairs(b->D);
+    double systems = steps * (double)b->H * (double)c->t.length / 2 * (double)pairs(b->D);
     double forward = (double)c->C * (double)((2 * b->H + 2 * b->G) * b->D + (mlp_is_gated(c->to.mlp) ? 3 : 2) * b->F);
     int64_t every = (int64_t)ceil(systems / forward), most = c->fit_rows / (8 * c->C);
     every = every > most ? most : every;
@@ -191,8 +191,8 @@ int64_t refit_scores_bytes(const struct arch_block *b, int64_t G, int64_t length
 enum code refit_scores(struct calibrating *c, int64_t layer)
 {
     const struct arch_block *to = &c->to.stack[STACK_DEC].block[layer];
-    int64_t T = c->t.length, D = to->D, R = to->H / to->G, every = thinning(c, to);
-    for (int i = 0; i < STEPS; i++) {
+    int64_t T = c->t.length, D = to->D, R = to->H / to->G, first = c->o->method == MERGE_SVD, every = thinning(c, to, (int)(3 - first));
+    for (int64_t i = first; i < 3; i++) {
         int keys = i == 1;
         struct step step = {keys ? "attn.k" : "attn.q", keys ? to->G : to->H, keys ? key_floats(T, D, R) : query_floats(T, D, R),
                             keys ? key_changes : query_changes, every, 0, 0};
