@@ -16,7 +16,7 @@ void check_gradients(struct arch *a, int recompute, int64_t most);
 struct model_options cached_options(enum dtype weights, enum dtype cache);
 /* Prefills `first` tokens, then `step` at a time; every last-position row of logits is compared with the whole forward. */
 void check_decode(struct arch *a, const char *what, const struct model_options *o, int64_t first, int64_t step, double tolerance);
-/* Largest |a - b|; a NaN stays. */
+/* Largest |a - b|; infinite when a value is not finite. */
 double largest_error(const float *a, const double *b, int64_t n);
 
 #endif

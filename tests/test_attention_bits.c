@@ -47,7 +47,7 @@ static double error_of(const float *got, const double *want, int64_t n)
     double worst = 0;
     for (int64_t i = 0; i < n; i++) {
         double err = fabs((double)got[i] - want[i]);
-        worst = err <= worst ? worst : err; /* a NaN becomes the worst and stays */
+        worst = fmax(worst, isfinite(err) ? err : HUGE_VAL); /* fmax alone would drop a NaN */
     }
     return worst;
 }
