@@ -25,6 +25,7 @@ struct model_options {
     int64_t cache_B, cache_S; /* K/V cache for this many sequences and positions; 0: none */
     enum dtype cache_dtype;   /* DT_F32 or DT_BF16 */
     int layered;              /* one part of the parameters in memory at a time, see "one layer at a time"; f32, no training, no cache */
+    int64_t topk;             /* most tokens per row that model_topk may be asked for; 0: it is not asked */
 };
 
 /* Bytes, as they will be reserved. parameters: with the bf16 copy and the master weights; gradients: f32, as large as one moment. */
@@ -83,6 +84,24 @@ void model_on_grad_ready(struct model *m, model_grad_ready_fn *fn, void *context
 /* No gradients. logp f32 [B,T] (p NULL: not wanted): ln p(target), 0 where masked. logp and the sums, which are added to, are host
  * memory; returns when they are there. Works on training and non-training models. */
 enum code model_score(struct model *m, const struct batch *b, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
+
+/* ---- distillation ---------------------------------------------------------------------------------------------------
+ * The loss of struct xent_teacher (kernels.h): (1 - weight) cross-entropy + weight temperature^2 KL(teacher || model). */
+
+struct model_teacher {
+    struct model *model;   /* on the same device and of the same vocabulary, opened without train for at least the same batch; run on every
+                            * batch before the one it teaches. NULL: ids and logp */
+    struct view ids, logp; /* device memory [B*T,K] i32 and f32, of the batch that comes next: see struct xent_teacher */
+    float weight, temperature;
+    double *kl_sum;        /* device memory or NULL: += sum over valid targets of KL(teacher || model), without temperature^2 */
+    double *kl_rows;       /* host memory [B] or NULL: model_score adds the same sum of every sequence */
+};
+/* From now on model_forward_backward and model_score are taught; the loss sums they give stay plain cross-entropies. The struct is kept
+ * by pointer, its views may be changed between calls. NULL: no teacher. */
+void model_teach(struct model *m, const struct model_teacher *teacher);
+/* The K = ids.n[1] <= options.topk most likely next tokens of every position, most likely first, and ln of their probabilities at this
+ * temperature. ids i32, logp f32 [B*T,K] in host memory; returns when they are there. Targets are not looked at. */
+enum code model_topk(struct model *m, const struct batch *b, float temperature, struct view ids, struct view logp) MUST_USE;
 
 /* ---- one layer at a time --------------------------------------------------------------------------------------------
  * For models larger than memory: opened with options.layered, a model holds the embedding, one block, or the final norm and head. Whoever

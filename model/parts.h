@@ -107,6 +107,7 @@ struct model {
     float *logp, *logits;                      /* device, on their way to the host: [B*T], [cache_B,V] */
     struct score_sums *sums;                   /* device */
     struct decode_graph decode[8][2];          /* by new tokens - 1, and whether logits are wanted */
+    const struct model_teacher *teacher;
     model_grad_ready_fn *ready;
     void *ready_context;
 };
