@@ -147,23 +147,48 @@ typedef enum code act_bwd_fn(struct device *dev, struct view dgate, struct view 
 
 /* ---- loss ----------------------------------------------------------------------------------------------------- */
 
+/* Distillation (Hinton, Vinyals, Dean 2015, section 2). The loss of a row that has a target becomes (1 - weight) CE + weight tau^2 KL(p || q),
+ * p and q the softmax of the teacher's and the student's logits / tau (after scale, bias and cap of either). The teacher gives either
+ *   hidden [N,Ct], head [V,Ct], bias [V] or p NULL: projected chunk by chunk beside the student's, so that no [N,V] pair of logits ever
+ *   exists. On the CPU hidden is f32, head f32 or bf16; on CUDA both f32 or both bf16, whatever the student's are. No gradient reaches them;
+ * or, head.p NULL,
+ *   ids i32 [N,K], logp f32 [N,K], what topk writes at this temperature: K tokens of each row (distinct; -1: unused) and ln of their
+ *   probability; all other tokens are one further class on both sides.
+ * With weight 0 every other output has the bits it has without a teacher. */
+struct xent_teacher {
+    struct view hidden, head, bias;
+    float logit_scale, logit_softcap;
+    struct view ids, logp;
+    float weight, temperature; /* 0 .. 1; > 0 */
+    double *kl_sum;            /* device memory: += sum over valid targets of KL(p || q), without tau^2; NULL: not wanted */
+};
+
 struct xent_args {
     float logit_scale;        /* 1 */
     float logit_softcap;      /* 0: none; else cap * tanh(x / cap) */
     const float *inv_count;   /* device memory: 1 / valid targets of the whole global batch; scales gradients only */
     struct view bias;         /* f32 [V] or p NULL; its gradient goes to dbias */
     struct view dbias;        /* accumulates; p NULL: not wanted */
-    const struct xent_teacher *teacher; /* reserved: distillation; must be NULL */
+    const struct xent_teacher *teacher; /* NULL: none */
 };
 /* Cross-entropy fused with the output projection: hidden x [N,C], head w [V,C] (f32; bf16 allowed when no gradient is wanted),
  * targets i32 [N], -1 = masked. Works in chunks of rows so that [N,V] logits never exist.
- * loss_sum += sum of -ln p(target) over valid targets (f64), count += their number; both in device memory.
+ * loss_sum += sum of -ln p(target) over valid targets (f64), count += their number; both in device memory. A teacher changes neither,
+ * only gradients and *kl_sum; without gradients it is compared with.
  * logp f32 [N] or p NULL: ln p(target), 0 where masked. dx [N,C] written (p NULL: no gradient at all), dw [V,C] accumulates
  * (p NULL with dx given: head frozen). */
 typedef enum code xent_fn(struct device *dev, double *loss_sum, int64_t *count, struct view logp, struct view dx, struct view dw, struct view x,
                           struct view w, struct view targets, const struct xent_args *args, void *scratch);
-/* Bytes of scratch for N rows or fewer. */
-typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t V);
+/* Bytes of scratch for N rows or fewer. K: tokens a teacher gives for each row, or fewer; V for a teacher with a head, 0 without a teacher. */
+typedef size_t xent_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t V, int64_t K);
+
+/* The K likeliest tokens of each row at a temperature: ids i32 [N,K] by falling probability (equal logits: lower id first), logp f32 [N,K].
+ * Hidden x [N,C], head w [V,C] (f32 or bf16), bias f32 [V] or p NULL, as in xent and chunked as there; 1 <= K <= V. A row whose logits are
+ * not all numbers gets ids -1 and logp NaN. */
+typedef enum code topk_fn(struct device *dev, struct view ids, struct view logp, struct view x, struct view w, struct view bias, float logit_scale,
+                          float logit_softcap, float temperature, void *scratch);
+/* Bytes of scratch for N rows and K tokens, or fewer. */
+typedef size_t topk_scratch_fn(struct device *dev, int64_t N, int64_t C, int64_t V, int64_t K);
 
 /* ---- flat ranges ---------------------------------------------------------------------------------------------- */
 
@@ -222,8 +247,8 @@ typedef void graph_free_fn(struct device *dev, struct graph *graph); /* NULL is 
     X(device_open) X(device_close) X(device_alloc) X(device_free) X(device_copy) X(device_sync) X(device_name) X(activation_dtype) \
     X(attention_fwd) X(attention_bwd) X(attention_scratch) X(cache_bytes) X(cache_write) X(rope_cache_write) X(attention_decode)                    \
     X(attention_decode_scratch) X(matmul) X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_add_fwd) X(norm_bwd) X(head_norm_fwd)          \
-    X(head_norm_bwd) X(clip_fwd) X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(xent_scratch) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill) X(cast)  \
-    X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)
+    X(head_norm_bwd) X(clip_fwd) X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(xent_scratch) X(topk) X(topk_scratch) X(sumsq) X(grad_clip)  \
+    X(adamw) X(axpy) X(fill) X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free) X(probe_bandwidth) X(probe_flops)
 
 #define KERNEL_MEMBER(op) op##_fn *op;
 struct backend {

@@ -152,7 +152,7 @@ static size_t kernel_scratch(const struct model *m)
 {
     const struct model_options *o = &m->options;
     const struct arch *a = &m->arch;
-    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, embed_width(a), a->V) : 0;
+    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, embed_width(a), a->V, 0) : 0;
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
         const struct arch_block *b = &a->stack[STACK_DEC].block[l];
         if (o->B * o->T > 0)

@@ -207,7 +207,23 @@ static enum code bf16_xent(struct device *dev, double *loss_sum, int64_t *count,
 {
     struct job j = {.n = 0};
     struct view wdx = OUT(dx), wx = IN(x), ww = IN(w);
-    return done(&j, cpu_xent(dev, loss_sum, count, logp, wdx, dw, wx, ww, targets, args, scratch));
+    struct xent_args plain = *args;
+    struct xent_teacher teacher;
+    if (args->teacher) {
+        teacher = *args->teacher;
+        teacher.hidden = IN(teacher.hidden);
+        teacher.head = IN(teacher.head);
+        plain.teacher = &teacher;
+    }
+    return done(&j, cpu_xent(dev, loss_sum, count, logp, wdx, dw, wx, ww, targets, &plain, scratch));
+}
+
+static enum code bf16_topk(struct device *dev, struct view ids, struct view logp, struct view x, struct view w, struct view bias, float logit_scale,
+                           float logit_softcap, float temperature, void *scratch)
+{
+    struct job j = {.n = 0};
+    struct view wx = IN(x), ww = IN(w);
+    return done(&j, cpu_topk(dev, ids, logp, wx, ww, bias, logit_scale, logit_softcap, temperature, scratch));
 }
 
 /* To a neighbour of x in bf16, the nearer one more likely; r is uniform in 16 bits. */
@@ -255,6 +271,7 @@ static enum dtype bf16_activation_dtype(struct device *dev, enum dtype matrices)
 #define bf16_cache_bytes cpu_cache_bytes
 #define bf16_attention_decode_scratch cpu_attention_decode_scratch
 #define bf16_xent_scratch cpu_xent_scratch
+#define bf16_topk_scratch cpu_topk_scratch
 #define bf16_sumsq cpu_sumsq
 #define bf16_grad_clip cpu_grad_clip
 #define bf16_axpy cpu_axpy

@@ -355,11 +355,27 @@ static enum code hostile_xent(struct device *dev, double *loss_sum, int64_t *cou
     const char *op = "xent";
     TRY(not_recording(op));
     NEED(op, logp, dx, dw, x, w, targets, args->bias, args->dbias);
+    const struct xent_teacher *t = args->teacher;
+    const int64_t K = t == NULL ? 0 : t->head.p != NULL ? w.n[0] : t->ids.n[1];
+    if (t != NULL) {
+        NEED(op, t->hidden, t->head, t->bias, t->ids, t->logp);
+        TRY(need(op, t->kl_sum, sizeof *t->kl_sum));
+    }
     TRY(need(op, loss_sum, sizeof *loss_sum));
     TRY(need(op, count, sizeof *count));
     TRY(need(op, args->inv_count, sizeof *args->inv_count));
-    TRY(need(op, scratch, inner->xent_scratch(dev, x.n[0], x.n[1], w.n[0])));
+    TRY(need(op, scratch, inner->xent_scratch(dev, x.n[0], x.n[1], w.n[0], K)));
     return RUN(inner->xent(dev, loss_sum, count, logp, dx, dw, x, w, targets, args, scratch));
+}
+
+static enum code hostile_topk(struct device *dev, struct view ids, struct view logp, struct view x, struct view w, struct view bias, float logit_scale,
+                              float logit_softcap, float temperature, void *scratch)
+{
+    const char *op = "topk";
+    TRY(not_recording(op));
+    NEED(op, ids, logp, x, w, bias);
+    TRY(need(op, scratch, inner->topk_scratch(dev, x.n[0], x.n[1], w.n[0], ids.n[1])));
+    return RUN(inner->topk(dev, ids, logp, x, w, bias, logit_scale, logit_softcap, temperature, scratch));
 }
 
 static enum code hostile_sumsq(struct device *dev, double *partial, const float *x, int64_t n)
@@ -417,7 +433,7 @@ static enum code hostile_cast(struct device *dev, void *y, enum dtype y_type, co
 #define OVER_ALL(X)                                                                                                                  \
     X(device_alloc) X(device_free) X(device_copy) X(attention_fwd) X(attention_bwd) X(cache_write) X(rope_cache_write) X(attention_decode) X(matmul)     \
     X(bias_grad) X(embed_fwd) X(embed_bwd) X(norm_fwd) X(norm_add_fwd) X(norm_bwd) X(head_norm_fwd) X(head_norm_bwd) X(clip_fwd)              \
-    X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill)         \
+    X(clip_bwd) X(rope) X(act_fwd) X(act_bwd) X(xent) X(topk) X(sumsq) X(grad_clip) X(adamw) X(axpy) X(fill)         \
     X(cast) X(graph_begin) X(graph_end) X(graph_run) X(graph_free)
 
 const struct backend *hostile_backend(const struct backend *of)

@@ -31,7 +31,7 @@ static void one_xent(struct device *dev, int64_t N, int64_t C, int64_t V, int wi
     double want = ref_xent(logp64, x64, w64, b64, targets, N, C, V, (double)scale, (double)cap), got = 100;
     float inv = 1.0f / (float)(valid ? valid : 1);
     int64_t count = 7;
-    size_t bytes = cpu_xent_scratch(dev, N, C, V);
+    size_t bytes = cpu_xent_scratch(dev, N, C, V, 0);
     char *scratch = aligned_alloc(64, (bytes + 127) / 64 * 64);
     memset(scratch, 0xff, bytes);
     scratch[bytes] = 0x5a;
@@ -101,7 +101,7 @@ static void test_xent_chunks(void **state)
     float inv = 0.001f;
     double loss = 0, loss2 = 0;
     int64_t count = 0, count2 = 0;
-    void *scratch = aligned_alloc(64, (cpu_xent_scratch(dev, N, C, V) + 63) / 64 * 64);
+    void *scratch = aligned_alloc(64, (cpu_xent_scratch(dev, N, C, V, 0) + 63) / 64 * 64);
     struct xent_args args = {.logit_scale = 1, .inv_count = &inv};
     struct view t = view_1d(targets, DT_I32, N);
     assert_ok(cpu_fill(dev, dw.p, 0, V * C));
@@ -258,7 +258,7 @@ static void test_xent_scratch_only_grows(void **state)
     static const int64_t vocabularies[] = {256, 1000, 32000, 128000};
     for (size_t v = 0; v < COUNT_OF(vocabularies); v++)
         for (int64_t N = 1, largest = 0; N < 2600; N++) {
-            int64_t bytes = (int64_t)cpu_xent_scratch(dev, N, 64, vocabularies[v]);
+            int64_t bytes = (int64_t)cpu_xent_scratch(dev, N, 64, vocabularies[v], 0);
             assert_true(bytes >= largest);
             largest = bytes;
         }

@@ -28,9 +28,9 @@ static int64_t chunk_rows(int64_t N, int64_t V)
 
 static size_t round_64(int64_t bytes) { return (size_t)((bytes + 63) & ~(int64_t)63); }
 
-size_t cpu_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V)
+size_t cpu_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V, int64_t K)
 {
-    (void)dev;
+    (void)dev, (void)K;
     (void)C;
     int64_t rows = chunk_rows_most(V); /* not chunk_rows(N): fewer rows than N may make larger chunks */
     rows = N < 1 ? 1 : N < rows ? N : rows;

@@ -220,9 +220,9 @@ template <class T> enum code rows_run(struct device *dev, const xent_rows &p, in
 
 } // namespace
 
-size_t cuda_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V)
+size_t cuda_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V, int64_t K)
 {
-    (void)dev, (void)C;
+    (void)dev, (void)C, (void)K;
     const int64_t rows = N < 1 ? 1 : least(N, chunk_most(V)); /* not chunk_rows(N): fewer rows than N may make larger chunks */
     return round_256(rows * padded(V) * 4) + round_256(rows * 8);
 }

@@ -111,7 +111,7 @@ static void one_xent(enum dtype type, struct shape s, int64_t gap)
                                  .inv_count = inv_device,
                                  .bias = s.bias ? bias : view_none(),
                                  .dbias = s.bias && s.gradients ? db : view_none()};
-        void *scratch = case_bytes(k->xent_scratch(dev, N, C, V));
+        void *scratch = case_bytes(k->xent_scratch(dev, N, C, V, 0));
         assert_ok(k->xent(dev, loss, count, logp, s.gradients ? dx.v : view_none(), s.gradients ? dw.v : view_none(), x.v, w.v, vt, &args, scratch));
         assert_ok(k->device_copy(dev, &loss_got, loss, sizeof loss_got));
         assert_ok(k->device_copy(dev, &count_got, count, sizeof count_got));
@@ -194,7 +194,7 @@ static void test_bad_targets(void **state)
             const struct xent_args args = {.logit_scale = 1, .inv_count = inv};
             struct view logp = case_output(DT_F32, 1, &N);
             assert_ok(k->xent(dev, loss, count, logp, dx.v, dw.v, x.v, w.v, case_upload_i32(bad[i < 3 ? i : 3], 1, &N), &args,
-                              case_bytes(k->xent_scratch(dev, N, C, V))));
+                              case_bytes(k->xent_scratch(dev, N, C, V, 0))));
             assert_ok(k->device_copy(dev, &got, loss, 8));
             assert_ok(k->device_copy(dev, &n, count, 8));
             assert_ok(k->device_sync(dev));
@@ -217,7 +217,7 @@ static void test_scratch(void **state)
     static const int64_t vocabularies[] = {256, 1000, 32000, 128256, 262144};
     for (size_t v = 0; v < COUNT_OF(vocabularies); v++)
         for (int64_t N = 1, largest = 0; N < 9000; N += N < 300 ? 1 : 97) {
-            const int64_t bytes = (int64_t)k->xent_scratch(case_device(), N, 64, vocabularies[v]);
+            const int64_t bytes = (int64_t)k->xent_scratch(case_device(), N, 64, vocabularies[v], 0);
             assert_true(bytes >= largest && bytes <= ((int64_t)513 << 20));
             largest = bytes;
         }
