@@ -3,6 +3,7 @@
 #define GQAKIT_DATA_DATA_H
 
 #include "base/base.h"
+#include "teacher_cache.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -87,6 +88,7 @@ struct sampler {
     int64_t windows; /* set by sampler_init */
 };
 enum code sampler_init(struct sampler *s) MUST_USE; /* ERR_INPUT if no file holds a window */
+int64_t sampler_window(const struct sampler *s, int64_t sample); /* its window, in file order */
 /* Fills rows [0,B) from samples first .. first+B-1. Returns the number of valid targets. */
 int64_t sampler_fill(const struct sampler *s, int64_t first, struct batch *b);
 int64_t sampler_count(const struct sampler *s, int64_t first, int64_t n); /* valid targets of samples [first, first+n) */

@@ -47,12 +47,15 @@ enum code sampler_init(struct sampler *s) {
     return OK;
 }
 
-/* Where sample i starts: its file, and the first token in it. */
-static const struct tokens *sample_start(const struct sampler *s, int64_t sample, int64_t *from) {
+int64_t sampler_window(const struct sampler *s, int64_t sample) {
     CHECK(sample >= 0 && s->windows > 0);
     int64_t w = sample % s->windows;
-    if (s->shuffle)
-        w = random_permute(s->seed, (uint64_t)(sample / s->windows), s->windows, w);
+    return s->shuffle ? random_permute(s->seed, (uint64_t)(sample / s->windows), s->windows, w) : w;
+}
+
+/* Where sample i starts: its file, and the first token in it. */
+static const struct tokens *sample_start(const struct sampler *s, int64_t sample, int64_t *from) {
+    int64_t w = sampler_window(s, sample);
     for (int f = 0; f < s->n_files; f++) {
         int64_t here = file_windows(s, f);
         if (w < here) {
