@@ -201,7 +201,7 @@ enum code teacher_writer_add(struct teacher_writer *w, int64_t window, const int
         for (int64_t k = 0; k < K; k++) {
             int64_t from = t * K + k, to = k * T + t;
             uint32_t id = (uint32_t)ids[from];
-            float x = ids[from] < 0 ? 65504.0f : -logp[from];
+            float x = ids[from] < 0 && logp[from] == logp[from] ? 65504.0f : -logp[from];
             if (!(x > -1e-3f))
                 return fail(ERR_NUMERIC, "the teacher gives token %d the logarithm %g at position %lld of window %lld; look for NaN or infinite weights", ids[from],
                             (double)logp[from], (long long)t, (long long)window);

@@ -152,7 +152,10 @@ static size_t kernel_scratch(const struct model *m)
 {
     const struct model_options *o = &m->options;
     const struct arch *a = &m->arch;
-    size_t bytes = o->B * o->T > 0 ? m->be->xent_scratch(m->dev, o->B * o->T, embed_width(a), a->V, 0) : 0;
+    int64_t N = o->B * o->T, taught = o->taught < 0 ? a->V : o->taught;
+    size_t bytes = N > 0 ? m->be->xent_scratch(m->dev, N, embed_width(a), a->V, taught) : 0;
+    if (N > 0 && o->topk > 0)
+        bytes = largest(bytes, m->be->topk_scratch(m->dev, N, embed_width(a), a->V, o->topk));
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
         const struct arch_block *b = &a->stack[STACK_DEC].block[l];
         if (o->B * o->T > 0)
@@ -181,6 +184,8 @@ void activations_carve(struct model *m)
     m->logp = carve_f32(a, m->options.B * m->options.T);
     m->logits = carve_f32(a, m->options.cache_S > 0 ? m->options.cache_B * m->arch.V : 0);
     m->sums = arena_carve(a, sizeof *m->sums);
+    m->top_ids = arena_carve(a, (size_t)(m->options.B * m->options.T * m->options.topk) * sizeof(int32_t));
+    m->top_logp = carve_f32(a, m->options.B * m->options.T * m->options.topk);
     tables_carve(m);
     alibi_carve(m);
     keeps_carve(m);

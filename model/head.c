@@ -38,6 +38,7 @@ enum code head_forward_backward(struct model *m, const float *inv_count, double 
     struct xent_args args = model_xent_args(m);
     args.inv_count = inv_count;
     args.dbias = m->grad.head_b;
+    args.teacher = m->teacher ? &m->lesson : NULL;
 
     TRY(head_input(m, pass_output(m), &norm, &hidden));
     struct view dn = has_final_norm(a) ? act_2d(e, e->branch, N, a->C) : d, dhidden = a->embed_proj ? projected(m, N, 1) : dn;

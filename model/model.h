@@ -25,7 +25,8 @@ struct model_options {
     int64_t cache_B, cache_S; /* K/V cache for this many sequences and positions; 0: none */
     enum dtype cache_dtype;   /* DT_F32 or DT_BF16 */
     int layered;              /* one part of the parameters in memory at a time, see "one layer at a time"; f32, no training, no cache */
-    int64_t topk;             /* most tokens per row that model_topk may be asked for; 0: it is not asked */
+    int64_t taught;           /* tokens per row that its teacher gives at most (model_teach), -1: all, a teacher model; 0: no teacher */
+    int64_t topk;             /* tokens per row that model_topk is asked for at most; 0: it is not asked */
 };
 
 /* Bytes, as they will be reserved. parameters: with the bf16 copy and the master weights; gradients: f32, as large as one moment. */

@@ -72,7 +72,7 @@ struct block_env {
     void *scratch; /* for kernels */
 };
 
-struct score_sums { double loss; int64_t count; };
+struct score_sums { double loss, kl; int64_t count; };
 
 enum { PART_NONE = -2 };
 
@@ -108,6 +108,9 @@ struct model {
     struct score_sums *sums;                   /* device */
     struct decode_graph decode[8][2];          /* by new tokens - 1, and whether logits are wanted */
     const struct model_teacher *teacher;
+    struct xent_teacher lesson; /* of the batch in the pass */
+    int32_t *top_ids; /* device, on their way to the host: [B*T, options.topk] */
+    float *top_logp;
     model_grad_ready_fn *ready;
     void *ready_context;
 };
@@ -240,6 +243,10 @@ enum code pass_blocks(struct model *m) MUST_USE;
 /* Of the last block of the pass. */
 struct block_output pass_output(const struct model *m);
 struct xent_args model_xent_args(const struct model *m);
+/* teach.c. Runs the teacher on the batch; what the student's loss then needs of it is left in m->lesson. No teacher: nothing. */
+enum code teacher_run(struct model *m, const struct batch *b) MUST_USE;
+/* Of it what rows [from, from + rows) of the pass need; NULL without a teacher. */
+const struct xent_teacher *lesson_rows(const struct model *m, int64_t from, int64_t rows, double *kl_sum, struct xent_teacher *lesson);
 /* score.c: the rest of model_score, from the output of the last block of a pass. */
 enum code score_rows(struct model *m, struct block_output rows, struct view logp, double *loss_sum, int64_t *count) MUST_USE;
 /* load.c */

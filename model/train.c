@@ -43,6 +43,7 @@ enum code model_forward_backward(struct model *m, const struct batch *b, const f
     if (b->B > m->options.B || b->T > m->options.T)
         return fail(ERR_USAGE, "a batch of %lld x %lld does not fit the model opened for %lld x %lld", (long long)b->B, (long long)b->T,
                     (long long)m->options.B, (long long)m->options.T);
+    TRY(teacher_run(m, b));
     TRY(pass_begin(m, b->B, b->T, b->ids, b->positions, b->segments, b->targets));
     TRY(pass_blocks(m));
     TRY(head_forward_backward(m, inv_count, loss_sum, count));
