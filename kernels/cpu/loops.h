@@ -46,6 +46,23 @@ struct xent_row {
     float softcap;     /* 0: none */
 };
 
+/* A row of the student and one of its teacher: a = (y - ymax) / tau, b = (z - zmax) / tau. */
+struct xent_pair {
+    const float *z;
+    float *y;
+    int64_t V;
+    float zmax, ymax, inv_tau;
+    int keep_exp; /* y becomes exp(a) */
+};
+/* Gradient of a row with a teacher: (plain exp(z - max) + soft exp((z - soft_max) / tau) - hard y) (1 - (z / cap)^2). */
+struct xent_mix {
+    float *l;       /* z, becomes the gradient */
+    const float *y; /* NULL: none */
+    int64_t V;
+    float max, soft_max, inv_tau, inv_cap; /* inv_cap 0: no cap */
+    float plain, soft, hard;
+};
+
 struct adamw_job {
     float *p, *g, *m, *v;
     float clip, beta1, beta2, step_size, inv_bc2, eps, decay; /* p = p * decay - step_size * m / (sqrt(v * inv_bc2) + eps) */
@@ -89,6 +106,13 @@ struct loops {
     void (*act_bwd)(const struct act_job *job, int64_t lo, int64_t hi);
     /* l becomes z; returns its maximum and the sum of exp(z - max). keep_exp: l becomes exp(z - max) instead. */
     void (*xent_stats)(const struct xent_row *row, int keep_exp, float *max, double *sum);
+    /* l becomes z; returns its maximum (NaN is passed over) */
+    float (*xent_see)(const struct xent_row *row);
+    /* sum of exp((z - max) / tau) */
+    double (*xent_sum)(const float *z, int64_t V, float max, float inv_tau);
+    /* sums: of exp(b), of exp(a), of exp(a) (a - b); the first two are added up alike, so that they are equal where a is b */
+    void (*xent_pair_sums)(const struct xent_pair *pair, double sums[3]);
+    void (*xent_mix_grad)(const struct xent_mix *mix);
     /* l from what xent_stats left: factor * (softmax - [target]) through the softcap; is_exp as keep_exp was. */
     void (*xent_grad)(const struct xent_row *row, int is_exp, float max, double sum, int64_t target, float factor);
     /* y[i] = a * x[i] + b * y[i] (b 0: y is not read) */

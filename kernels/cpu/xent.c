@@ -1,8 +1,8 @@
 /* Cross-entropy fused with the output projection, in chunks of rows: logits = x w^T (one product), each row's log-sum-exp and
  * gradient in place (xent_stats, xent_grad), dx = dlogits w and dw += dlogits^T x (two products). Only one chunk of logits
  * exists at a time.
- * Scratch: logits [chunk, V], then the bias times logit_scale [V], then loss terms f64 [chunk]. */
-#include "cpu.h"
+ * Scratch: logits [chunk, V], then the bias times logit_scale [V], then loss terms f64 [chunk], then a teacher's (xent_teacher.c). */
+#include "xent.h"
 
 #include <math.h>
 #include <omp.h>
@@ -11,30 +11,26 @@
 #define CHUNK_ROWS_MAX 1024
 #define CHUNK_ROWS_MIN 16
 
-/* Rows of the largest chunk of any pass. */
-static int64_t chunk_rows_most(int64_t V)
+int64_t xent_chunk_most(int64_t V)
 {
     int64_t rows = CHUNK_BYTES / (V * 4) / 16 * 16;
     return rows > CHUNK_ROWS_MAX ? CHUNK_ROWS_MAX : rows < CHUNK_ROWS_MIN ? CHUNK_ROWS_MIN : rows;
 }
 
-static int64_t chunk_rows(int64_t N, int64_t V)
+int64_t xent_chunk_rows(int64_t N, int64_t V)
 {
-    int64_t rows = chunk_rows_most(V), chunks = (N + rows - 1) / rows; /* of nearly equal size */
+    int64_t rows = xent_chunk_most(V), chunks = (N + rows - 1) / rows; /* of nearly equal size */
     if (chunks > 1)
         rows = ((N + chunks - 1) / chunks + 15) / 16 * 16;
     return rows < N ? rows : N;
 }
 
-static size_t round_64(int64_t bytes) { return (size_t)((bytes + 63) & ~(int64_t)63); }
-
 size_t cpu_xent_scratch(struct device *dev, int64_t N, int64_t C, int64_t V, int64_t K)
 {
-    (void)dev, (void)K;
-    (void)C;
-    int64_t rows = chunk_rows_most(V); /* not chunk_rows(N): fewer rows than N may make larger chunks */
+    (void)dev, (void)C;
+    int64_t rows = xent_chunk_most(V); /* not xent_chunk_rows(N): fewer rows than N may make larger chunks */
     rows = N < 1 ? 1 : N < rows ? N : rows;
-    return round_64(rows * V * 4) + round_64(V * 4) + round_64(rows * 8);
+    return xent_round(rows * V * 4) + xent_round(V * 4) + xent_round(rows * 8) + xent_teacher_scratch(rows, V, K);
 }
 
 static enum code check(struct view logp, struct view dx, struct view dw, struct view x, struct view w, struct view targets,
@@ -52,7 +48,7 @@ static enum code check(struct view logp, struct view dx, struct view dw, struct 
     TRY(cpu_check(op, "bias", args->bias, DT_F32, 1, V, -1, 1));
     TRY(cpu_check(op, "dbias", args->dbias, DT_F32, 1, V, -1, 1));
     if (args->teacher != NULL)
-        return fail(ERR_UNSUPPORTED, "%s: the CPU backend does not distil from a teacher yet", op);
+        TRY(xent_teacher_check(args->teacher, N, V));
     if (dx.p == NULL && dw.p != NULL)
         return fail(ERR_UNSUPPORTED, "%s: a gradient of the head is wanted without one of its input", op);
     if (dx.p != NULL && args->inv_count == NULL)
@@ -64,14 +60,14 @@ static enum code check(struct view logp, struct view dx, struct view dw, struct 
     return OK;
 }
 
-/* Losses and, with factor != 0, gradients of the logits of `rows` rows. */
+/* Losses and, with gradient, gradients of the logits of `rows` rows. teach NULL: no teacher. */
 static void chunk_rows_run(const struct device *dev, float *logits, const float *bias, double *loss, float *logp, const int32_t *target, int64_t rows,
-                           int64_t V, float softcap, int gradient, float factor)
+                           int64_t V, float softcap, int gradient, float factor, const struct xent_teach *teach)
 {
 #pragma omp parallel for num_threads(cpu_team(dev, rows * V * 4)) schedule(static)
     for (int64_t n = 0; n < rows; n++) {
         const struct xent_row row = {.l = logits + n * V, .bias = bias, .V = V, .softcap = softcap};
-        const int keep_exp = gradient && softcap <= 0;
+        const int keep_exp = gradient && softcap <= 0 && teach == NULL;
         loss[n] = 0;
         if (logp != NULL)
             logp[n] = 0;
@@ -87,7 +83,9 @@ static void chunk_rows_run(const struct device *dev, float *logits, const float 
         loss[n] = (double)max + log(sum) - z;
         if (logp != NULL)
             logp[n] = (float)-loss[n];
-        if (gradient)
+        if (teach != NULL)
+            xent_teach_row(dev, teach, n, &row, max, sum, target[n], gradient, factor);
+        else if (gradient)
             dev->loops->xent_grad(&row, keep_exp, max, sum, target[n], factor);
     }
 }
@@ -100,10 +98,14 @@ enum code cpu_xent(struct device *dev, double *loss_sum, int64_t *count, struct 
     if (N == 0)
         return OK;
     CHECK(scratch != NULL && (uintptr_t)scratch % 64 == 0);
-    const int64_t rows_max = chunk_rows(N, V);
-    float *logits = scratch, *bias = (float *)(void *)((char *)scratch + round_64(rows_max * V * 4));
-    double *loss = (double *)(void *)((char *)bias + round_64(V * 4));
+    const int64_t rows_max = xent_chunk_rows(N, V);
+    float *logits = scratch, *bias = (float *)(void *)((char *)scratch + xent_round(rows_max * V * 4));
+    double *loss = (double *)(void *)((char *)bias + xent_round(V * 4));
     const float scale = args->logit_scale;
+    const struct xent_teacher *t = args->teacher;
+    struct xent_teach teaching, *teach = t != NULL && (t->weight > 0 || t->kl_sum != NULL) ? &teaching : NULL;
+    if (teach != NULL)
+        xent_teach_init(dev, teach, t, rows_max, V, (char *)loss + xent_round(rows_max * 8));
     if (args->bias.p != NULL)
         dev->loops->axpby(bias, args->bias.p, scale, 0, V);
     for (int64_t n0 = 0; n0 < N; n0 += rows_max) {
@@ -111,11 +113,15 @@ enum code cpu_xent(struct device *dev, double *loss_sum, int64_t *count, struct 
         const int32_t *target = (const int32_t *)targets.p + n0;
         struct view l = view_2d(logits, DT_F32, rows, V), xs = view_slice(x, 0, n0, rows);
         TRY(cpu_matmul(dev, l, xs, w, view_none(), 0, 1, scale, 0));
+        if (teach != NULL)
+            TRY(xent_teach_chunk(dev, teach, n0, rows));
         chunk_rows_run(dev, logits, args->bias.p != NULL ? bias : NULL, loss, logp.p != NULL ? view_f32(logp) + n0 : NULL, target, rows, V,
-                       args->logit_softcap, dx.p != NULL, dx.p != NULL ? *args->inv_count * scale : 0.0f);
+                       args->logit_softcap, dx.p != NULL, dx.p != NULL ? *args->inv_count * scale : 0.0f, teach);
         for (int64_t n = 0; n < rows; n++)
             if (target[n] >= 0) {
                 *loss_sum += loss[n];
+                if (teach != NULL && t->kl_sum != NULL)
+                    *t->kl_sum += teach->kl[n];
                 ++*count;
             }
         if (dx.p == NULL)
