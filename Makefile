@@ -224,9 +224,10 @@ build/fuzz/libgqakit.a: $(FUZZ_OBJ)
 	@rm -f $@
 	$(call say,AR $@)
 	$(Q)$(AR) rcs $@ $^
+build/fuzz/fuzz_task_line: build/fuzz/obj/eval/tasks_line.o
 build/fuzz/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libgqakit.a
 	$(call say,LD $@)
-	$(Q)$(FUZZ_CC) -o $@ $^ $(FUZZ_FLAGS) $(BLAS_LIBS) $(PKG_LIBS) $(shell $(CC) -print-file-name=libgomp.so) -pthread -lm
+	$(Q)$(FUZZ_CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(FUZZ_FLAGS) $(BLAS_LIBS) $(PKG_LIBS) $(shell $(CC) -print-file-name=libgomp.so) -pthread -lm
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (needs clang)
 	@if [ -z "$(FUZZ_CC)" ]; then echo "make fuzz needs clang with libFuzzer (Debian: clang); none found" >&2; exit 1; fi

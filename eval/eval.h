@@ -10,7 +10,7 @@
 
 /* Commands: argv[0] is "gqa-eval COMMAND"'s command word. */
 typedef enum code command_fn(int argc, char **argv);
-command_fn command_perplexity, command_score, command_decode, command_generate, command_ablate;
+command_fn command_perplexity, command_score, command_decode, command_generate, command_ablate, command_tasks;
 
 /* A checkpoint in a model on a device: what every command opens first. Close with session_close, also after a failure. */
 struct session {

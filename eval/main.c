@@ -7,6 +7,7 @@
 static const struct { const char *name; command_fn *run; const char *about; } commands[] = {
     { "perplexity", command_perplexity, "loss, perplexity and bits per byte on text or tokens" },
     { "score", command_score, "per-token log-probabilities as JSON lines" },
+    { "tasks", command_tasks, "accuracy on multiple choice, minimal pairs and exact match (JSON lines)" },
     { "decode", command_decode, "prefill and decode tokens/s, K/V bytes, share of memory bandwidth" },
     { "generate", command_generate, "continue a prompt" },
     { "ablate", command_ablate, "convert + uptrain + evaluate a grid of group counts, and report which to ship" },
@@ -42,8 +43,6 @@ static enum code run(int argc, char **argv)
         if (strcmp(argv[1], names[i]) == 0)
             return commands[i].run(argc - 1, argv + 1);
     }
-    if (strcmp(argv[1], "tasks") == 0)
-        return fail(ERR_UNSUPPORTED, "tasks (multiple choice, exact match) is not implemented in this version; perplexity and score are");
     const char *near = config_nearest(argv[1], names, N_COMMANDS);
     return fail(ERR_USAGE, "no command \"%s\"%s%s%s; see gqa-eval --help", argv[1], near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }

@@ -280,7 +280,7 @@ static void refusals(void **state)
         { { "perplexity", "/nonexistent", "--data", text }, 3, "/nonexistent" },
         { { "perplexity", model, "--data", "/nonexistent.txt" }, 3, "/nonexistent.txt" },
         { { "perplexty", model }, 2, "perplexity" },
-        { { "tasks", model }, 4, "not implemented" },
+        { { "tasks", model }, 2, "--tasks" },
         { { "score", model }, 2, "--tokens" },
         { { "score", model, "--tokens", bad }, 3, "bad.jsonl:2" },
         { { "decode", model, "--batch", "0" }, 2, "--batch" },
