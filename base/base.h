@@ -8,6 +8,7 @@
 #include "error.h"
 #include "hash.h"
 #include "host.h"
+#include "interrupt.h"
 #include "io.h"
 #include "json.h"
 #include "kinds.h"

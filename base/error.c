@@ -10,6 +10,7 @@
 
 enum { TEXT_BYTES = 2048 };
 static _Thread_local char text[TEXT_BYTES];
+static _Thread_local int full;
 
 /* Bytes from files stand in sentences, and %.40s cuts where it likes: what is no UTF-8 becomes '?', so that the sentence can go into JSON. */
 static void text_repair(unsigned char *s)
@@ -65,6 +66,7 @@ enum code fail_errno(const char *path, const char *what)
 {
     int e = errno;
     const char *advice = "";
+    full |= e == ENOSPC || e == EDQUOT || e == EFBIG;
     if (e == ENOSPC)
         advice = "; free some space on that file system or write elsewhere";
     else if (e == EDQUOT)
@@ -73,10 +75,15 @@ enum code fail_errno(const char *path, const char *what)
         advice = "; check the owner and permissions of the file and its directory";
     else if (e == EROFS)
         advice = "; the file system is mounted read-only: write elsewhere";
+    else if (e == EFBIG)
+        advice = "; raise the limit of file sizes (ulimit -f), or write to a file system that takes larger files";
     else if (e == EMFILE)
         advice = "; raise the limit of open files (ulimit -n)";
     return fail(ERR_IO, "%s: %s: %s%s", path, what, strerror(e), advice);
 }
+
+int fail_full(void) { return full; }
+void fail_full_forget(void) { full = 0; }
 
 const char *fail_text(void)
 {

@@ -38,6 +38,9 @@ enum code fail_in(enum code code, const char *format, ...) PRINTF_LIKE(2, 3);
 
 /* fail(ERR_IO, "PATH: WHAT: strerror(errno)"). ENOSPC/EDQUOT, EACCES and EROFS get their advice appended. */
 enum code fail_errno(const char *path, const char *what);
+/* 1 when a fail_errno of this thread since fail_full_forget told of a full disk, quota or file size limit. */
+int fail_full(void);
+void fail_full_forget(void);
 
 /* The sentence last recorded on this thread, "" when none. Valid until the next fail on the thread. */
 const char *fail_text(void);

@@ -93,7 +93,7 @@ enum code io_pwrite(int fd, const char *path, const void *src, size_t n, int64_t
     return OK;
 }
 
-/* The directory that holds path, malloc'ed. */
+/* The directory that holds path, malloc'ed; NULL when there is no memory. */
 static char *parent_of(const char *path)
 {
     size_t n = strlen(path);
@@ -103,15 +103,13 @@ static char *parent_of(const char *path)
         n--;
     while (n > 1 && path[n - 1] == '/')
         n--;
-    char *dir = n ? strndup(path, n) : strdup(".");
-    CHECK(dir);
-    return dir;
+    return n ? strndup(path, n) : strdup(".");
 }
 
 static enum code fsync_parent(const char *path)
 {
     char *dir = parent_of(path);
-    enum code c = io_fsync_path(dir);
+    enum code c = dir ? io_fsync_path(dir) : fail(ERR_MEMORY, "%s: no memory for the name of its directory", path);
     free(dir);
     return c;
 }

@@ -26,7 +26,7 @@ enum code io_free_bytes(const char *path, int64_t *bytes) MUST_USE; /* statvfs o
 int io_exists(const char *path);
 int io_is_dir(const char *path);
 int64_t io_file_bytes(const char *path); /* -1 if not a regular file */
-/* "dir/name" in malloc'ed memory. */
+/* "dir/name" in malloc'ed memory; NULL when there is none. */
 char *io_join(const char *dir, const char *name);
 /* How to run a program of ours: its path beside the running executable, so that a build directory and an installation each use
  * their own; else `name` alone, to be looked up in PATH. malloc'ed, NULL when out of memory. */
@@ -43,8 +43,11 @@ enum code io_map_open(const char *path, struct io_map *m) MUST_USE;
 void io_map_close(struct io_map *m);
 
 /* Exclusive lock on DIR/.lock (flock), holding pid and host. ERR_LOCKED names the holder. */
-struct io_lock { int fd; };
+struct io_lock { int fd, shared; };
 enum code io_lock_take(const char *dir, struct io_lock *l) MUST_USE;
+/* For a program that writes beside a run: ERR_LOCKED when another process (not this one, nor its parent) holds DIR/.lock; else no run can
+ * take it until it is dropped. Without a DIR/.lock there is nothing to hold. */
+enum code io_lock_share(const char *dir, struct io_lock *l) MUST_USE;
 void io_lock_drop(struct io_lock *l);
 
 #ifdef __cplusplus

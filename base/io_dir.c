@@ -53,7 +53,7 @@ static enum code remove_below(int parent, const char *name, const char *path)
         if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
             continue;
         char *below = io_join(path, e->d_name);
-        c = remove_below(dirfd(d), e->d_name, below);
+        c = remove_below(dirfd(d), e->d_name, below ? below : e->d_name);
         free(below);
     }
     closedir(d);
@@ -92,8 +92,7 @@ char *io_join(const char *dir, const char *name)
 {
     char *out = NULL;
     size_t n = strlen(dir);
-    CHECK(asprintf(&out, "%s%s%s", dir, n && dir[n - 1] != '/' ? "/" : "", name) >= 0);
-    return out;
+    return asprintf(&out, "%s%s%s", dir, n && dir[n - 1] != '/' ? "/" : "", name) >= 0 ? out : NULL;
 }
 
 int io_name_is_safe(const char *name)
@@ -162,26 +161,59 @@ void io_names_free(char **names, int n)
     free(names);
 }
 
+static enum code refuse_lock(int fd, const char *dir, char holder[256])
+{
+    ssize_t n = pread(fd, holder, 255, 0);
+    holder[n > 0 ? n : 0] = 0;
+    holder[strcspn(holder, "\n")] = 0;
+    return fail(ERR_LOCKED, "%s: in use by another run (%s); wait for it or use another directory", dir, holder[0] ? holder : "holder unknown");
+}
+
+static int try_lock(int fd, int how)
+{
+    int r;
+    while ((r = flock(fd, how | LOCK_NB)) != 0 && errno == EINTR)
+        ;
+    return r;
+}
+
+enum code io_lock_share(const char *dir, struct io_lock *l)
+{
+    *l = (struct io_lock){-1, 1};
+    char *path = io_join(dir, ".lock"), holder[256] = "";
+    if (!path)
+        return fail(ERR_MEMORY, "%s: no memory for its lock's name", dir);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    free(path);
+    if (fd < 0) /* no run was ever here, or none of ours may look */
+        return OK;
+    enum code c = OK;
+    if (try_lock(fd, LOCK_SH) == 0)
+        l->fd = fd;
+    else if (errno == EWOULDBLOCK) {
+        long pid = -1;
+        c = refuse_lock(fd, dir, holder);
+        if (sscanf(holder, "pid %ld ", &pid) == 1 && (pid == (long)getpid() || pid == (long)getppid()))
+            c = OK;
+    }
+    if (l->fd < 0)
+        close(fd);
+    return c;
+}
+
 enum code io_lock_take(const char *dir, struct io_lock *l)
 {
-    l->fd = -1;
+    *l = (struct io_lock){-1, 0};
     char *path = io_join(dir, ".lock"), holder[256] = "";
     enum code c = OK;
+    if (!path)
+        return fail(ERR_MEMORY, "%s: no memory for its lock's name", dir);
     int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
     if (fd < 0)
         TRY_GOTO(c, fail_errno(path, "open"), done);
-    int r;
-    while ((r = flock(fd, LOCK_EX | LOCK_NB)) != 0 && errno == EINTR)
-        ;
-    if (r != 0 && errno != EWOULDBLOCK)
-        TRY_GOTO(c, fail_errno(path, "lock"), done);
-    if (r != 0) {
-        ssize_t n = pread(fd, holder, sizeof holder - 1, 0);
-        holder[n > 0 ? n : 0] = 0;
-        holder[strcspn(holder, "\n")] = 0;
-        TRY_GOTO(c, fail(ERR_LOCKED, "%s: in use by another run (%s); wait for it or use another directory", dir,
-                         holder[0] ? holder : "holder unknown"), done);
-    }
+    int r = try_lock(fd, LOCK_EX);
+    if (r != 0)
+        TRY_GOTO(c, errno == EWOULDBLOCK ? refuse_lock(fd, dir, holder) : fail_errno(path, "lock"), done);
     char host[128] = "unknown host";
     gethostname(host, sizeof host - 1);
     int n = snprintf(holder, sizeof holder, "pid %ld on %s\n", (long)getpid(), host);
@@ -200,7 +232,7 @@ done:
 void io_lock_drop(struct io_lock *l)
 {
     if (l->fd >= 0) {
-        if (ftruncate(l->fd, 0) != 0)
+        if (!l->shared && ftruncate(l->fd, 0) != 0)
             errno = 0;
         close(l->fd);
     }

@@ -95,6 +95,7 @@ const struct ckpt_tensor *ckpt_find(const struct checkpoint *ck, const char *can
 enum code ckpt_read(struct checkpoint *ck, const struct ckpt_tensor *t, int64_t row, int64_t rows, void *dst, enum dtype as)
 {
     CHECK(t >= ck->tensors && t < ck->tensors + ck->n_tensors);
+    TRY(interrupt_check());
     return blocks_read(ck, (int)(t - ck->tensors), row, rows, dst, as);
 }
 
@@ -157,6 +158,7 @@ const struct ckpt_tensor *ckpt_writer_at(const struct ckpt_writer *w, int i)
 enum code ckpt_write(struct ckpt_writer *w, const struct ckpt_tensor *t, int64_t row, int64_t rows, const void *src, enum dtype type)
 {
     CHECK(t >= w->tensors && t < w->tensors + w->n_tensors);
+    TRY(interrupt_check());
     return blocks_write(w, (int)(t - w->tensors), row, rows, src, type);
 }
 
@@ -165,6 +167,12 @@ enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *byt
     if (!io_name_is_safe(name))
         return fail(ERR_USAGE, "%s: \"%s\" is not a plain file name", w->path, name);
     return form_add_companion(&w->companions, &w->n_companions, name, bytes, n);
+}
+
+void ckpt_provenance(struct ckpt_writer *w, const json_t *facts)
+{
+    json_decref(w->facts);
+    w->facts = json_incref((json_t *)(uintptr_t)facts);
 }
 
 static void writer_free(struct ckpt_writer *w)
@@ -177,6 +185,9 @@ static void writer_free(struct ckpt_writer *w)
     free(w->rows_done);
     free(w->rows_left);
     free(w->tensors);
+    for (int i = 0; i < 2; i++)
+        io_lock_drop(&w->locks[i]);
+    json_decref(w->facts);
     free(w->temporary);
     free(w->path);
     free(w);
@@ -191,6 +202,8 @@ static void temporary_remove(const struct ckpt_writer *w)
     if (sentence && *sentence)
         fail(ERR_INTERNAL, "%s", sentence);
     free(sentence);
+    if (w->temporary)
+        target_full(ERR_IO, w->path, w->bytes);
 }
 
 enum code ckpt_commit(struct ckpt_writer *w)
@@ -200,6 +213,8 @@ enum code ckpt_commit(struct ckpt_writer *w)
         c = w->form->finish(w);
     if (w->form->drop)
         w->form->drop(w);
+    if (c == OK && w->facts && io_is_dir(w->temporary))
+        c = provenance_write(w->temporary, w->facts);
     if (c == OK)
         c = target_install(w->temporary, w->path, w->force);
     if (c != OK)

@@ -80,6 +80,8 @@ const struct ckpt_tensor *ckpt_writer_at(const struct ckpt_writer *w, int i);
 enum code ckpt_write(struct ckpt_writer *w, const struct ckpt_tensor *t, int64_t row, int64_t rows, const void *src, enum dtype type) MUST_USE;
 /* An extra file of the result ("README.md"); replaces a companion of that name. In an .h5 it becomes a companion. */
 enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *bytes, size_t n) MUST_USE;
+/* A directory gets PROVENANCE.json with these facts (provenance.h) before it appears. Nothing happens to other forms. */
+void ckpt_provenance(struct ckpt_writer *w, const json_t *facts);
 /* Checks that all is written, fsyncs, renames into place. Frees w in every case. */
 enum code ckpt_commit(struct ckpt_writer *w) MUST_USE;
 void ckpt_abandon(struct ckpt_writer *w); /* removes the temporary; NULL is fine */

@@ -190,7 +190,10 @@ static enum code writer_fill(struct ckpt_writer *w, const struct ckpt_target *ta
         TRY(form_add_companion(&w->companions, &w->n_companions, c->name, c->bytes, c->n));
         bytes += (int64_t)c->n;
     }
-    TRY(target_space(w->path, bytes + (1 << 20))); /* headers, config, index */
+    w->bytes = bytes + (1 << 20); /* headers, config, index */
+    TRY(target_space(w->path, w->bytes));
+    TRY(target_locks(w->path, w->locks));
+    target_stale(w->path);
     return parents_make(w->path);
 }
 
@@ -201,8 +204,10 @@ enum code form_writer_new(struct ckpt_writer **out, size_t bytes, const struct c
     *out = w;
     if (!w)
         return fail(ERR_MEMORY, "%s: out of memory", target->path);
+    fail_full_forget();
     w->form = form;
     w->force = target->force;
+    w->locks[0].fd = w->locks[1].fd = -1;
     w->path = path_copy(target->path);
     enum code c = fail(ERR_MEMORY, "%s: out of memory", target->path);
     if (w->path) {

@@ -46,6 +46,9 @@ struct ckpt_writer {
     struct ckpt_companion *companions; /* source's, replaced or extended by ckpt_add_file; the form stores them at commit */
     int n_companions;
     struct strings strings;
+    int64_t bytes;   /* what the result needs on the disk, about */
+    json_t *facts;   /* of ckpt_provenance; NULL */
+    struct io_lock locks[2]; /* of runs at the target and around it; -1: none */
 };
 
 struct ckpt_form {
@@ -111,6 +114,13 @@ enum code companions_from_dir(struct checkpoint *ck, const char *dir) MUST_USE; 
 /* ERR_USAGE: exists without force; same file or directory as the source, one inside the other (symlinks resolved). */
 enum code target_check(const char *path, const char *source_path /* NULL */, int force) MUST_USE;
 enum code target_space(const char *path, int64_t bytes) MUST_USE; /* ERR_IO with needed and free */
+/* After an error: if a disk, quota or file size limit was full, the sentence gets the bytes needed and the bytes free now. Returns c. */
+enum code target_full(enum code c, const char *path, int64_t bytes);
+/* Temporaries PATH.tmp-PID of processes that are gone, untouched for ten minutes: removed. Younger ones may belong to another machine on the
+ * same file system: a warning names them. */
+void target_stale(const char *path);
+/* ERR_LOCKED when another process's run holds the target or the directory around it. The target may not exist. */
+enum code target_locks(const char *path, struct io_lock locks[2]) MUST_USE;
 /* temporary -> path: an old target is moved aside, and removed after the new one is in place. Parent fsynced. */
 enum code target_install(const char *temporary, const char *path, int force) MUST_USE;
 

@@ -21,6 +21,8 @@ static char *digest_place(char *text, size_t n)
 static enum code file_entry(const char *dir, const char *name, json_t *files)
 {
     char hex[33], *path = io_join(dir, name);
+    if (!path)
+        return fail(ERR_MEMORY, "%s: out of memory for its manifest", dir);
     int64_t bytes = io_file_bytes(path);
     enum code c = xxh128_file(path, hex);
     free(path);
@@ -34,7 +36,7 @@ enum code manifest_write(const char *dir, int64_t step, const char *const *names
     static const char zeros[] = "0000000000000000000000000000000000000000000000000000000000000000";
     json_t *root = json_pack("{s:s, s:I}", "schema", SCHEMA, "step", (json_int_t)step), *files = json_array();
     char *text = NULL, *path = io_join(dir, STEP_MANIFEST), hex[HEX + 1];
-    enum code c = root && files ? OK : fail(ERR_MEMORY, "%s: out of memory", path);
+    enum code c = root && files && path ? OK : fail(ERR_MEMORY, "%s: out of memory for its manifest", dir);
     for (int i = 0; c == OK && i < n; i++)
         c = file_entry(dir, names[i], files);
     if (c == OK && (json_object_set(root, "files", files) || json_object_set(root, "arch", (json_t *)(uintptr_t)arch) ||
@@ -126,6 +128,8 @@ static enum code file_check(const char *dir, const json_t *entry)
     const char *xxh = json_string_value(json_object_get(entry, "xxh128"));
     int64_t want = json_integer_value(json_object_get(entry, "bytes"));
     char hex[33] = "", *path = io_join(dir, json_string_value(json_object_get(entry, "path")));
+    if (!path)
+        return fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
     int64_t found = io_file_bytes(path);
     enum code c = OK;
     if (found < 0)
@@ -145,6 +149,8 @@ enum code manifest_verify(const char *dir, json_t **out, int *files_checked)
     json_t *root = NULL;
     int checked = 0;
     int64_t named;
+    if (!where)
+        return fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
     enum code c = io_exists(where) ? io_read_all(where, LIMIT, &bytes, &size)
                                    : fail(ERR_INPUT, "%s: missing: not a whole step directory", where);
     if (c == OK)

@@ -1,4 +1,5 @@
 /* Finding and reading step directories: the newest whose manifest verifies, with a warning for each newer one that does not. */
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,16 +71,19 @@ int step_is_dir(const char *path)
 {
     if (!io_is_dir(path))
         return 0;
-    char *manifest = io_join(path, STEP_MANIFEST), *copy = strdup(path);
-    CHECK(copy);
-    for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
-        copy[--n] = 0;
-    const char *slash = strrchr(copy, '/');
+    char text[PATH_MAX];
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/')
+        n--;
+    if (n + sizeof STEP_MANIFEST + 1 > sizeof text)
+        return 0;
+    snprintf(text, sizeof text, "%.*s", (int)n, path);
+    const char *slash = strrchr(text, '/');
     int64_t step;
-    int is = io_exists(manifest) || step_name_parse(slash ? slash + 1 : copy, &step);
-    free(manifest);
-    free(copy);
-    return is;
+    if (step_name_parse(slash ? slash + 1 : text, &step))
+        return 1;
+    snprintf(text, sizeof text, "%.*s/" STEP_MANIFEST, (int)n, path);
+    return io_exists(text);
 }
 
 int step_is_run_dir(const char *path)
@@ -103,7 +107,7 @@ static enum code choose_newest(const char *run_dir, char **dir, json_t **manifes
     enum code c = OK;
     for (int i = 0; i < n && !*dir; i++) {
         char *path = io_join(run_dir, list[i].name);
-        c = manifest_verify(path, manifest, NULL);
+        c = path ? manifest_verify(path, manifest, NULL) : fail(ERR_MEMORY, "%s: out of memory", run_dir);
         if (c == OK) {
             *dir = path;
             break;
@@ -158,7 +162,8 @@ enum code step_open(struct step_reader **out, const char *path, int *found)
     enum code c = step_choose(path, &r->dir, &r->manifest);
     if (c != OK || !r->dir)
         goto done;
-    file = io_join(r->dir, STEP_FILE);
+    if (!(file = io_join(r->dir, STEP_FILE)))
+        TRY_GOTO(c, fail(ERR_MEMORY, "%s: out of memory", path), done);
     TRY_GOTO(c, h5_walk_forked(file, 0), done);
     TRY_GOTO(c, h5_open(&r->f, file), done);
     TRY_GOTO(c, native_arch_read(r->f, file, &r->arch), done);

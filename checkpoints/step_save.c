@@ -1,6 +1,6 @@
 /* Saving a training step so that a crash at any instant leaves the old steps or the new one, whole:
  * free space -> step-N.tmp-PID/ -> rank-00000.h5 written, flushed, closed, fsynced -> hashed -> MANIFEST.json fsynced -> the
- * directory renamed -> parent fsynced -> older steps pruned. Pruning first renames a step to a temporary name, so that a half
+ * directory renamed -> parent fsynced -> when older steps have to go: read back and hashed -> those pruned. Pruning first renames a step to a temporary name, so that a half
  * deleted one is never taken for a step; temporaries of dead processes are removed by the next save. */
 #include <errno.h>
 #include <signal.h>
@@ -33,6 +33,8 @@ static void remove_stale(const char *run_dir)
         if (!step_temporary_pid(names[i], &pid) || (pid != (long)getpid() && (kill((pid_t)pid, 0) == 0 || errno != ESRCH)))
             continue;
         char *path = io_join(run_dir, names[i]);
+        if (!path)
+            break;
         log_info("removing %s, left by a save that did not finish", path);
         remove_or_warn(path);
         free(path);
@@ -40,7 +42,7 @@ static void remove_stale(const char *run_dir)
     io_names_free(names, n);
 }
 
-static enum code space_check(const char *run_dir, const struct step_content *s)
+static int64_t bytes_needed(const struct step_content *s)
 {
     const struct ckpt_companion *list;
     int n = s->source ? ckpt_companions(s->source, &list) : 0;
@@ -49,7 +51,7 @@ static enum code space_check(const char *run_dir, const struct step_content *s)
         bytes += s->arrays[i].n[0] * (s->arrays[i].nd == 2 ? s->arrays[i].n[1] : 1) * (int64_t)dtype_bytes(s->arrays[i].dtype);
     for (int i = 0; i < n; i++)
         bytes += (int64_t)list[i].n;
-    return target_space(run_dir, bytes + bytes / 100);
+    return bytes + bytes / 100;
 }
 
 /* ---- the file ----------------------------------------------------------------------------------------------------- */
@@ -108,7 +110,7 @@ static enum code temporary_fill(const char *temporary, const struct step_content
         return fail_errno(temporary, "make directory");
     char *file = io_join(temporary, STEP_FILE);
     json_t *arch = arch_to_json(s->arch);
-    enum code c = file_write(file, s);
+    enum code c = file && arch ? file_write(file, s) : fail(ERR_MEMORY, "%s: out of memory for its description", temporary);
     if (c == OK)
         c = manifest_write(temporary, s->step, files, 1, arch, s->meta);
     if (c == OK)
@@ -123,26 +125,40 @@ static enum code temporary_fill(const char *temporary, const struct step_content
 static void prune_one(const char *run_dir, const char *name)
 {
     char *from = io_join(run_dir, name), *to = NULL;
-    CHECK(asprintf(&to, "%s.tmp-%ld", from, (long)getpid()) > 0);
-    if (rename(from, to))
-        log_warn("%s: cannot be pruned: %s", from, strerror(errno));
+    if (!from || asprintf(&to, "%s.tmp-%ld", from, (long)getpid()) < 0) {
+        to = NULL;
+        log_warn("%s/%s: cannot be pruned: out of memory", run_dir, name);
+    } else if (io_rename(from, to) != OK) /* on the disk before anything below it goes */
+        log_warn("%s; it is not pruned", fail_text());
     else
         remove_or_warn(to);
     free(to);
     free(from);
 }
 
+/* 1 when an older step would have to go. */
+static int prune_due(const struct step_name *list, int n, int64_t saved, int keep)
+{
+    int kept = 0;
+    for (int i = 0; i < n; i++)
+        kept += list[i].step <= saved;
+    return keep > 0 && kept > keep;
+}
+
 /* Keeps the `keep` newest up to the step just saved. Newer ones (of a branch left by resuming an older step) are not ours to
  * delete, but `resume: auto` would choose them, so they are named. */
-static void prune(const char *run_dir, int64_t saved, int keep)
+static enum code prune(const char *run_dir, const char *final, int64_t saved, int keep)
 {
     struct step_name *list;
     int n, kept = 0;
     if (step_names(run_dir, &list, &n) != OK) {
         log_warn("%s; older steps are not pruned", fail_text());
-        return;
+        return OK;
     }
-    for (int i = 0; i < n; i++) {
+    enum code c = prune_due(list, n, saved, keep) ? manifest_verify(final, NULL, NULL) : OK;
+    if (c != OK)
+        c = fail_in(c == ERR_INPUT ? ERR_IO : c, "the step just saved does not read back as it was written, older steps are kept");
+    for (int i = 0; c == OK && i < n; i++) {
         if (list[i].step > saved)
             log_warn("%s/%s is newer than the step just saved (%lld); remove it if that branch is given up", run_dir, list[i].name,
                      (long long)saved);
@@ -150,6 +166,7 @@ static void prune(const char *run_dir, int64_t saved, int keep)
             prune_one(run_dir, list[i].name);
     }
     free(list);
+    return c;
 }
 
 /* ---- entry -------------------------------------------------------------------------------------------------------- */
@@ -159,11 +176,16 @@ enum code step_save(const char *run_dir, const struct step_content *s, int keep)
     char *final = NULL, *temporary = NULL;
     CHECK(keep == 0 || keep >= 2);
     CHECK(s->step >= 0);
+    fail_full_forget();
     TRY(io_mkdirs(run_dir));
     remove_stale(run_dir);
-    TRY(space_check(run_dir, s));
-    CHECK(asprintf(&final, "%s/step-%08lld", run_dir, (long long)s->step) > 0);
-    CHECK(asprintf(&temporary, "%s.tmp-%ld", final, (long)getpid()) > 0);
+    TRY(target_space(run_dir, bytes_needed(s)));
+    if (asprintf(&final, "%s/step-%08lld", run_dir, (long long)s->step) < 0)
+        return fail(ERR_MEMORY, "%s: out of memory for the name of a step", run_dir);
+    if (asprintf(&temporary, "%s.tmp-%ld", final, (long)getpid()) < 0) {
+        free(final);
+        return fail(ERR_MEMORY, "%s: out of memory for the name of a step", run_dir);
+    }
     enum code c = temporary_fill(temporary, s);
     if (c == OK)
         c = target_install(temporary, final, 1);
@@ -172,8 +194,9 @@ enum code step_save(const char *run_dir, const struct step_content *s, int keep)
         remove_or_warn(temporary);
         c = fail(c, "%s", sentence ? sentence : "saving failed");
         free(sentence);
+        c = target_full(c, run_dir, bytes_needed(s));
     } else
-        prune(run_dir, s->step, keep);
+        c = prune(run_dir, final, s->step, keep);
     free(temporary);
     free(final);
     return c;

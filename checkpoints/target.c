@@ -4,10 +4,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "form.h"
@@ -116,19 +118,95 @@ enum code target_space(const char *path, int64_t bytes)
     return fail(ERR_IO, "%s: the result needs %s, the disk has %s free", path, needed, have);
 }
 
+enum code target_full(enum code c, const char *path, int64_t bytes)
+{
+    int64_t free_bytes;
+    char needed[16], have[16], sentence[1024];
+    if (c == OK || !fail_full())
+        return c;
+    snprintf(sentence, sizeof sentence, "%s", fail_text());
+    if (io_free_bytes(path, &free_bytes) != OK)
+        return fail(c, "%s", sentence);
+    format_bytes(needed, (double)bytes);
+    format_bytes(have, (double)free_bytes);
+    return fail(c, "%s; %s needed, %s free without the unfinished result, which was removed", sentence, needed, have);
+}
+
+/* The directory around path, malloc'ed; *name (may be NULL) is path's own name. */
+static enum code parent_of(const char *path, char **parent, const char **name)
+{
+    const char *slash = strrchr(path, '/');
+    *parent = !slash ? strdup(".") : slash == path ? strdup("/") : strndup(path, (size_t)(slash - path));
+    if (name)
+        *name = slash ? slash + 1 : path;
+    return *parent ? OK : fail(ERR_MEMORY, "%s: out of memory", path);
+}
+
 static enum code parent_fsync(const char *path)
 {
-    char *parent = strdup(path);
-    if (!parent)
-        return fail(ERR_MEMORY, "%s: out of memory", path);
-    char *slash = strrchr(parent, '/');
-    if (slash == parent)
-        slash[1] = 0;
-    else if (slash)
-        *slash = 0;
-    enum code c = io_fsync_path(slash ? parent : ".");
+    char *parent;
+    TRY(parent_of(path, &parent, NULL));
+    enum code c = io_fsync_path(parent);
     free(parent);
     return c;
+}
+
+enum code target_locks(const char *path, struct io_lock locks[2])
+{
+    char *parent;
+    TRY(parent_of(path, &parent, NULL));
+    enum code c = io_lock_share(parent, &locks[0]);
+    if (c == OK && io_is_dir(path))
+        c = io_lock_share(path, &locks[1]);
+    free(parent);
+    return c;
+}
+
+/* Seconds since the temporary, or a file right below it, was last written. */
+static double age_of(const char *path)
+{
+    struct stat st;
+    char **names = NULL;
+    int n = 0;
+    time_t newest = lstat(path, &st) ? time(NULL) : st.st_mtime;
+    if (io_is_dir(path) && io_list(path, &names, &n) != OK)
+        n = 0;
+    for (int i = 0; i < n; i++) {
+        char *file = io_join(path, names[i]);
+        if (file && !lstat(file, &st) && st.st_mtime > newest)
+            newest = st.st_mtime;
+        free(file);
+    }
+    io_names_free(names, n);
+    return difftime(time(NULL), newest);
+}
+
+void target_stale(const char *path)
+{
+    char *parent, **names = NULL, *end;
+    const char *name;
+    int n = 0;
+    if (parent_of(path, &parent, &name) != OK)
+        return;
+    if (io_list(parent, &names, &n) != OK)
+        n = 0;
+    size_t length = strlen(name);
+    for (int i = 0; i < n; i++) {
+        const char *tail = names[i] + length;
+        if (strncmp(names[i], name, length) || strncmp(tail, ".tmp-", 5) || tail[5] < '1' || tail[5] > '9')
+            continue;
+        long pid = strtol(tail + 5, &end, 10);
+        if (*end || kill((pid_t)pid, 0) == 0 || errno != ESRCH)
+            continue;
+        char *stale = io_join(parent, names[i]);
+        if (stale && age_of(stale) < 600)
+            log_warn("%s was left by a process that no longer runs here; remove it if none of another machine writes it", stale);
+        else if (stale && io_remove_tree(stale) == OK)
+            log_info("removed %s, left by a process that did not finish", stale);
+        free(stale);
+    }
+    io_names_free(names, n);
+    free(parent);
 }
 
 /* For file systems without renameat2: a moment without PATH, but never without a whole copy of one of the two. */

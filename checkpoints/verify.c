@@ -14,7 +14,7 @@ static enum code run_verify(const char *path, int *files_checked)
     TRY(step_names(path, &list, &n));
     for (int i = 0; c == OK && i < n; i++) {
         char *dir = io_join(path, list[i].name);
-        c = manifest_verify(dir, NULL, files_checked);
+        c = dir ? manifest_verify(dir, NULL, files_checked) : fail(ERR_MEMORY, "%s: out of memory", path);
         free(dir);
     }
     free(list);
@@ -28,7 +28,8 @@ enum code ckpt_verify(const char *path, int *files_checked)
         return fail(ERR_INPUT, "%s: no such file or directory", path);
     if (step_is_dir(path)) {
         char *copy = strdup(path);
-        CHECK(copy);
+        if (!copy)
+            return fail(ERR_MEMORY, "%s: out of memory", path);
         for (size_t n = strlen(copy); n > 1 && copy[n - 1] == '/';)
             copy[--n] = 0;
         enum code c = manifest_verify(copy, NULL, files_checked);

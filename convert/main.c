@@ -130,6 +130,10 @@ static enum code run(int argc, char **argv)
 int main(int argc, char **argv)
 {
     kernels_boot(argc, argv);
+    interrupt_install();
     json_result_command(argc, argv);
-    return fail_exit("gqa-convert", run(argc, argv));
+    int status = fail_exit("gqa-convert", run(argc, argv));
+    if (status == ERR_STOPPED)
+        interrupt_end();
+    return status;
 }

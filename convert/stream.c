@@ -255,12 +255,11 @@ enum code stream_convert(struct checkpoint *source, const struct plan *plan, con
         ckpt_abandon(w);
         return c;
     }
-    TRY(ckpt_commit(w));
     out->seconds = host_seconds() - start;
-    if (io_is_dir(o->target)) {
-        json_t *facts = provenance_facts(source, plan, o, out);
-        c = provenance_write(o->target, facts);
-        json_decref(facts);
-    }
+    json_t *facts = provenance_facts(source, plan, o, out);
+    ckpt_provenance(w, facts);
+    json_decref(facts);
+    c = ckpt_commit(w);
+    out->seconds = host_seconds() - start;
     return c;
 }

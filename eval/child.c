@@ -97,9 +97,10 @@ static enum code code_of_status(int status)
 }
 
 static volatile sig_atomic_t running_child; /* one at a time; read by the handler below */
-static void forward_signal(int signal_number)
+static void forward_signal(int signal_number, siginfo_t *info, void *context)
 {
-    if (running_child > 0)
+    (void)context;
+    if (running_child > 0 && info->si_code <= 0) /* a terminal sends to the child itself */
         kill((pid_t)running_child, signal_number);
 }
 
@@ -115,8 +116,8 @@ static enum code run_child(const char *path, char *const *argv, const char *log,
         close(o[1]);
         return c;
     }
-    struct sigaction ignore = { .sa_handler = SIG_IGN }, forward = { .sa_handler = forward_signal }, old_int, old_term;
-    sigaction(SIGINT, &ignore, &old_int); /* the terminal sends it to the child as well */
+    struct sigaction forward = { .sa_sigaction = forward_signal, .sa_flags = SA_SIGINFO }, old_int, old_term;
+    sigaction(SIGINT, &forward, &old_int);
     sigaction(SIGTERM, &forward, &old_term);
     fflush(NULL);
     pid_t pid = fork();

@@ -89,9 +89,11 @@ static enum code run_child(const struct command *c)
         _exit(127);
     }
     int status = 0;
+    interrupt_child(pid);
     while (waitpid(pid, &status, 0) < 0)
         if (errno != EINTR)
             return fail_errno(c->argv[0], "waiting for");
+    interrupt_child(0);
     if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
         return OK;
     if (signals_stop())

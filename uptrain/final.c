@@ -188,10 +188,10 @@ enum code final_write(struct run *r, char **path)
         c = ckpt_create(&w, &target);
     if (c == OK && (c = write_all(r, w, facts)) != OK)
         ckpt_abandon(w);
-    else if (c == OK)
+    else if (c == OK) {
+        ckpt_provenance(w, facts);
         c = ckpt_commit(w);
-    if (c == OK)
-        c = provenance_write(*path, facts);
+    }
     arch_free(&arch);
     json_decref(facts);
     return c;

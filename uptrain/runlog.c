@@ -87,11 +87,14 @@ static enum code write_line(struct runlog *l, const struct runlog_line *x)
                      "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"lr\": %s, \"grad_norm\": %s, \"tok_s\": %s, \"skipped\": %lld, "
                      "\"time\": %.3f%s}\n",
                      (long long)x->step, (long long)x->tokens, loss, lr, norm, rate, (long long)x->skipped, x->time, eval);
-    ssize_t k;
-    do
-        k = write(l->fd, text, (size_t)n);
-    while (k < 0 && errno == EINTR);
-    return k == n ? OK : fail_errno(l->path, "writing");
+    for (ssize_t k, done = 0; done < n; done += k > 0 ? k : 0) {
+        k = write(l->fd, text + done, (size_t)(n - done));
+        if (k == 0)
+            errno = EIO;
+        if (k == 0 || (k < 0 && errno != EINTR))
+            return fail_errno(l->path, "writing");
+    }
+    return OK;
 }
 
 enum code runlog_add(struct runlog *l, const struct runlog_line *x)

@@ -4,16 +4,10 @@
 #include <signal.h>
 #include <stddef.h>
 #include <string.h>
-#include <unistd.h>
 
-static volatile sig_atomic_t stop_signal, save_wanted;
+#include "base/base.h"
 
-static void on_stop(int n)
-{
-    if (stop_signal)
-        _exit(128 + n);
-    stop_signal = n;
-}
+static volatile sig_atomic_t save_wanted;
 
 static void on_save(int n)
 {
@@ -21,11 +15,11 @@ static void on_save(int n)
     save_wanted = 1;
 }
 
-static void install(int n, void (*handler)(int))
+static void install_save(int n)
 {
     struct sigaction a;
     memset(&a, 0, sizeof a);
-    a.sa_handler = handler;
+    a.sa_handler = on_save;
     a.sa_flags = SA_RESTART;
     sigemptyset(&a.sa_mask);
     sigaction(n, &a, NULL);
@@ -33,16 +27,15 @@ static void install(int n, void (*handler)(int))
 
 void signals_install(void)
 {
-    install(SIGPIPE, SIG_IGN);
-    install(SIGINT, on_stop);
-    install(SIGTERM, on_stop);
-    install(SIGHUP, on_save);
-    install(SIGUSR1, on_save);
+    interrupt_quiet();
+    interrupt_watch();
+    install_save(SIGHUP);
+    install_save(SIGUSR1);
 }
 
 int signals_stop(void)
 {
-    return (int)stop_signal;
+    return interrupt_asked();
 }
 
 int signals_take_save(void)

@@ -1,5 +1,4 @@
-/* Signals of a training run: SIGINT and SIGTERM ask for a stop after the current step (a second one exits at once with
- * 128 + n), SIGHUP and SIGUSR1 ask for a checkpoint, SIGPIPE is ignored. */
+/* Signals of a training run: SIGINT and SIGTERM ask for a stop after the current step (base/interrupt.h), SIGHUP and SIGUSR1 ask for a checkpoint, SIGPIPE is ignored. */
 #ifndef GQAKIT_UPTRAIN_SIGNALS_H
 #define GQAKIT_UPTRAIN_SIGNALS_H
 
