@@ -12,10 +12,15 @@ enum { TEXT_BYTES = 2048 };
 static _Thread_local char text[TEXT_BYTES];
 static _Thread_local int full;
 
-/* Bytes from files stand in sentences, and %.40s cuts where it likes: what is no UTF-8 becomes '?', so that the sentence can go into JSON. */
-static void text_repair(unsigned char *s)
+void text_repair(char *sentence)
 {
+    unsigned char *s = (unsigned char *)sentence;
     while (*s) {
+        if (*s < 0x20 || *s == 0x7f || (*s == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0)) { /* C0, DEL, C1 */
+            *s = *s == 0xc2 ? '?' : ' ';
+            s++;
+            continue;
+        }
         int more = *s < 0x80 ? 0 : *s >= 0xc2 && *s < 0xe0 ? 1 : *s >= 0xe0 && *s < 0xf0 ? 2 : *s >= 0xf0 && *s < 0xf5 ? 3 : -1, k = 1;
         while (k <= more && (s[k] & 0xc0) == 0x80)
             k++;
@@ -36,7 +41,7 @@ static void text_set(const char *format, va_list args, const char *tail)
         fresh[n = 0] = 0;
     if (tail && n < TEXT_BYTES - 1)
         snprintf(fresh + n, (size_t)(TEXT_BYTES - n), "%s", tail);
-    text_repair((unsigned char *)fresh);
+    text_repair(fresh);
     memcpy(text, fresh, sizeof text);
 }
 

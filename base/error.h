@@ -45,6 +45,10 @@ void fail_full_forget(void);
 /* The sentence last recorded on this thread, "" when none. Valid until the next fail on the thread. */
 const char *fail_text(void);
 
+/* Bytes from files stand in sentences, and %.40s cuts where it likes: what is no UTF-8 becomes '?', so that a sentence can go into
+ * JSON, and control characters become spaces, so that a name in a file writes no second line and commands no terminal. */
+void text_repair(char *sentence);
+
 /* For main: prints "PROGRAM: error: SENTENCE" to stderr unless code is OK, and returns the exit status. */
 int fail_exit(const char *program, enum code code);
 

@@ -2,11 +2,12 @@
 #include "base/hash.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdlib.h>
 #include <unistd.h>
 #include <xxhash.h>
+
+#include "base/io.h"
 
 enum { BLOCK = 1 << 20 };
 
@@ -54,9 +55,8 @@ void sha256_of(const void *bytes, size_t n, char hex[65])
 
 static enum code feed_file(const char *path, void (*add)(void *, const void *, size_t), void *state)
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fail_errno(path, "open");
+    int fd;
+    TRY(io_open_regular(path, &fd));
     char *block = malloc(BLOCK);
     enum code c = block ? OK : fail(ERR_MEMORY, "%s: no memory to hash it", path);
     while (c == OK) {

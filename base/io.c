@@ -14,13 +14,13 @@ enum code io_read_all(const char *path, size_t limit, char **bytes, size_t *n)
 {
     *bytes = NULL;
     *n = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe that nobody writes to opens too, and ends at once */
     if (fd < 0)
         return fail_errno(path, "open");
     struct stat st;
     enum code c = OK;
     char *p = NULL;
-    if (fstat(fd, &st) != 0)
+    if (fstat(fd, &st) != 0 || fcntl(fd, F_SETFL, 0) != 0)
         TRY_GOTO(c, fail_errno(path, "stat"), done);
     if (S_ISDIR(st.st_mode))
         TRY_GOTO(c, fail(ERR_INPUT, "%s: expected a file, found a directory", path), done);
@@ -50,6 +50,8 @@ enum code io_read_all(const char *path, size_t limit, char **bytes, size_t *n)
         if (used > limit)
             TRY_GOTO(c, fail(ERR_INPUT, "%s: more than the %zu bytes allowed here", path, limit), done);
     }
+    if (used == 0 && S_ISFIFO(st.st_mode))
+        TRY_GOTO(c, fail(ERR_INPUT, "%s: a pipe out of which nothing comes", path), done);
     p[used] = 0;
     *bytes = p;
     *n = used;
@@ -57,6 +59,22 @@ enum code io_read_all(const char *path, size_t limit, char **bytes, size_t *n)
 done:
     free(p);
     close(fd);
+    return c;
+}
+
+enum code io_open_regular(const char *path, int *fd)
+{
+    struct stat st;
+    *fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* no waiting for the other end of a pipe; for files it means nothing */
+    if (*fd < 0)
+        return fail_errno(path, "open");
+    enum code c = fstat(*fd, &st) != 0 ? fail_errno(path, "stat")
+                  : !S_ISREG(st.st_mode) ? fail(ERR_INPUT, "%s: expected a regular file, found %s", path, S_ISDIR(st.st_mode) ? "a directory" : "a pipe or device")
+                                         : OK;
+    if (c != OK) {
+        close(*fd);
+        *fd = -1;
+    }
     return c;
 }
 
@@ -142,9 +160,8 @@ enum code io_copy_file(const char *from, const char *to)
     enum { BLOCK = 1 << 20 };
     enum code c = OK;
     char *block = NULL;
-    int out = -1, in = open(from, O_RDONLY | O_CLOEXEC);
-    if (in < 0)
-        return fail_errno(from, "open");
+    int out = -1, in;
+    TRY(io_open_regular(from, &in));
     if ((out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666)) < 0)
         TRY_GOTO(c, fail_errno(to, "create"), done);
     if (!(block = malloc(BLOCK)))
@@ -212,15 +229,12 @@ enum code io_map_open(const char *path, struct io_map *m)
 {
     m->p = NULL;
     m->n = 0;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fail_errno(path, "open");
+    int fd;
+    TRY(io_open_regular(path, &fd));
     enum code c = OK;
     struct stat st;
     if (fstat(fd, &st) != 0)
         c = fail_errno(path, "stat");
-    else if (!S_ISREG(st.st_mode))
-        c = fail(ERR_INPUT, "%s: expected a regular file", path);
     else if (st.st_size == 0)
         m->p = (const unsigned char *)"";
     else {

@@ -12,6 +12,8 @@ extern "C" {
 
 /* Whole file into malloc'ed memory with a NUL after the last byte (not counted). A file over `limit` bytes is ERR_INPUT. */
 enum code io_read_all(const char *path, size_t limit, char **bytes, size_t *n) MUST_USE;
+/* For reading; ERR_INPUT for anything but a regular file (opening a pipe waits for its writer, reading a device need not end). */
+enum code io_open_regular(const char *path, int *fd) MUST_USE;
 /* Exactly n bytes at offset; short file is ERR_INPUT, EINTR and short reads are handled. */
 enum code io_pread(int fd, const char *path, void *dst, size_t n, int64_t offset) MUST_USE;
 enum code io_pwrite(int fd, const char *path, const void *src, size_t n, int64_t offset) MUST_USE;

@@ -41,6 +41,16 @@ static void clear_line(void)
     line_open = 0;
 }
 
+/* One line, whatever the names from files in it hold. */
+static void put_line(const char *format, va_list args)
+{
+    char line[4096];
+    if (vsnprintf(line, sizeof line, format, args) < 0)
+        return;
+    text_repair(line);
+    fprintf(stderr, "%s\n", line);
+}
+
 void log_info(const char *format, ...)
 {
     if (quiet_now)
@@ -48,9 +58,8 @@ void log_info(const char *format, ...)
     clear_line();
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    put_line(format, args);
     va_end(args);
-    fputc('\n', stderr);
 }
 
 void log_warn(const char *format, ...)
@@ -59,9 +68,8 @@ void log_warn(const char *format, ...)
     fputs(colours() ? "\033[33mgqakit: warning:\033[0m " : "gqakit: warning: ", stderr);
     va_list args;
     va_start(args, format);
-    vfprintf(stderr, format, args);
+    put_line(format, args);
     va_end(args);
-    fputc('\n', stderr);
 }
 
 void progress_begin(struct progress *p, const char *title, int64_t total)

@@ -37,8 +37,8 @@ int gguf_claims(const char *path)
 static int gguf_probe(const char *path)
 {
     char magic[4] = "";
-    int fd = io_is_dir(path) ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-    int found = fd >= 0 && read(fd, magic, 4) == 4 && !memcmp(magic, "GGUF", 4);
+    int fd = -1;
+    int found = io_open_regular(path, &fd) == OK && read(fd, magic, 4) == 4 && !memcmp(magic, "GGUF", 4);
     if (fd >= 0)
         close(fd);
     return found || (fd >= 0 && gguf_claims(path));

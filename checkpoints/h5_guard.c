@@ -57,9 +57,9 @@ static const unsigned char SIGNATURE[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a
 
 static int head_read(const char *path, char head[H5_USER_BLOCK])
 {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    int fd;
     memset(head, 0, H5_USER_BLOCK);
-    ssize_t n = fd < 0 ? -1 : pread(fd, head, H5_USER_BLOCK, 0);
+    ssize_t n = io_open_regular(path, &fd) != OK ? -1 : pread(fd, head, H5_USER_BLOCK, 0);
     if (fd >= 0)
         close(fd);
     return n >= 8;
@@ -81,9 +81,8 @@ enum code h5_seal_verify(const char *path)
     int64_t bytes = 0;
     if (!head_read(path, head))
         return fail(ERR_INPUT, "%s: too short for a native checkpoint", path);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return fail_errno(path, "open");
+    int fd;
+    TRY(io_open_regular(path, &fd));
     struct stat st;
     long long recorded = -1;
     enum code c = OK;

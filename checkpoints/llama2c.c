@@ -149,9 +149,7 @@ static enum code parts_open(struct llama2c *m, const char *path)
     unsigned char head[LLAMA2C_HEAD];
     struct stat st;
     const char *slash = strrchr(ck->path, '/'), *file = slash ? slash + 1 : ck->path;
-    m->fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (m->fd < 0)
-        return fail_errno(path, "open");
+    TRY(io_open_regular(path, &m->fd));
     if (fstat(m->fd, &st))
         return fail_errno(path, "stat");
     size_t n = st.st_size < LLAMA2C_HEAD ? (size_t)st.st_size : LLAMA2C_HEAD;

@@ -4,8 +4,6 @@
  * byte of the file is outside a tensor, and no two readers can see two different models in it. */
 #include "safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -207,8 +205,6 @@ static enum code header_read(struct st_header *h, int fd, const char *path, int6
     int64_t length;
     if (fstat(fd, &st))
         return fail_errno(path, "stat");
-    if (!S_ISREG(st.st_mode))
-        return fail(ERR_INPUT, "%s: is not a regular file", path);
     if (st.st_size >= 8)
         TRY(io_pread(fd, path, head, 8, 0));
     TRY(st_length(head, st.st_size, limit, path, &length));
@@ -225,9 +221,7 @@ static enum code header_read(struct st_header *h, int fd, const char *path, int6
 enum code st_open(struct st_header *h, int *fd, const char *path, int64_t limit)
 {
     memset(h, 0, sizeof *h);
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (*fd < 0)
-        return fail_errno(path, "open");
+    TRY(io_open_regular(path, fd));
     enum code c = header_read(h, *fd, path, limit);
     if (c != OK) {
         close(*fd);

@@ -110,17 +110,22 @@ enum code tokenizer_read_bpe(struct tokenizer *t, const json_t *model, const cha
 /* ---- added tokens ---- */
 
 /* The library numbers added tokens itself: by the vocabulary, by an earlier added token, else next after both; the file's id is a claim. */
-static int32_t added_id(const struct tokenizer *t, const char *content) {
-    int32_t next = (int32_t)t->bpe.vocab.n, known = vocab_find(&t->bpe.vocab, content, strlen(content));
-    for (int i = 0; i < t->added.n && known < 0; i++) {
-        const struct added_token *a = &t->added.v[i];
-        known = strcmp(a->written, content) == 0 ? a->id : known;
-        next = a->id >= next ? a->id + 1 : next;
+struct added_ids { struct vocab earlier; int32_t next; };
+
+static enum code added_id(struct added_ids *ids, const struct tokenizer *t, const char *content, int32_t *id) {
+    size_t n = strlen(content);
+    *id = vocab_find(&t->bpe.vocab, content, n);
+    if (*id < 0)
+        *id = vocab_find(&ids->earlier, content, n);
+    if (*id >= 0) {
+        ids->next = *id >= ids->next ? *id + 1 : ids->next;
+        return OK;
     }
-    return known >= 0 ? known : next;
+    *id = ids->next++;
+    return vocab_add(&ids->earlier, content, n, *id);
 }
 
-static enum code read_added_token(struct tokenizer *t, const json_t *node, const char *where) {
+static enum code read_added_token(struct tokenizer *t, struct added_ids *ids, const json_t *node, const char *where) {
     const char *content = NULL;
     int64_t id = 0;
     struct added_token a = {0};
@@ -136,7 +141,7 @@ static enum code read_added_token(struct tokenizer *t, const json_t *node, const
     TRY(json_want_bool(node, where, "normalized", &a.normalized));
     if (content[0] == 0)
         return OK;
-    a.id = added_id(t, content);
+    TRY(added_id(ids, t, content, &a.id));
     if (a.id != id)
         log_warn("%s: the added token \"%.100s\" has the id %lld here and is %d by its place; %d is used, as the tokenizers library does",
                  where, content, (long long)id, a.id, a.id);
@@ -185,11 +190,14 @@ static enum code read_added(struct tokenizer *t, const json_t *list, const char 
     if (t->added.v == NULL)
         return fail(ERR_MEMORY, "no memory for %zu added tokens", n);
     char here[512];
-    for (size_t i = 0; i < n; i++) {
+    struct added_ids ids = {.next = (int32_t)t->bpe.vocab.n};
+    enum code c = OK;
+    for (size_t i = 0; c == OK && i < n; i++) {
         snprintf(here, sizeof here, "%.400s: added_tokens[%zu]", where, i);
-        TRY(read_added_token(t, json_array_get(list, i), here));
+        c = read_added_token(t, &ids, json_array_get(list, i), here);
     }
-    return OK;
+    vocab_free(&ids.earlier);
+    return c;
 }
 
 /* ---- post-processor ---- */
