@@ -229,15 +229,20 @@ build/fuzz/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libgqakit.a
 	$(call say,LD $@)
 	$(Q)$(FUZZ_CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(FUZZ_FLAGS) $(BLAS_LIBS) $(PKG_LIBS) $(shell $(CC) -print-file-name=libgomp.so) -pthread -lm
 
-fuzz: ## every fuzz target for FUZZ_SECONDS (needs clang)
+# FUZZ_ONLY="json text": those alone. Dictionaries are tests/fuzz/dict/NAME.dict. What is found lies in build/fuzz/found/NAME-*.
+FUZZ_JOBS ?= $(shell nproc)
+FUZZ_RUN  := $(if $(FUZZ_ONLY),$(FUZZ_ONLY:%=fuzz-run-%),$(FUZZ_SRC:tests/fuzz/fuzz_%.c=fuzz-run-%))
+.PHONY: $(FUZZ_RUN)
+$(FUZZ_RUN): fuzz-run-%: build/fuzz/fuzz_%
+	@mkdir -p tests/fuzz/corpus/$* build/fuzz/found/$*; dict=tests/fuzz/dict/$*.dict; [ -f $$dict ] && dict=-dict=$$dict || dict=; \
+	  $< $$dict -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 -timeout=2 -verbosity=0 -print_final_stats=1 -close_fd_mask=2 \
+	    -artifact_prefix=build/fuzz/found/$*- build/fuzz/found/$* tests/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 || \
+	    { tail -n 60 build/fuzz/$*.log; echo "fuzz $*: FOUND something, see above and build/fuzz/found/$*-*"; exit 1; }; \
+	  echo "fuzz $*: nothing found in $(FUZZ_SECONDS) s, $$(sed -n 's/stat::number_of_executed_units: *//p' build/fuzz/$*.log) inputs"
+
+fuzz: ## every fuzz target for FUZZ_SECONDS, FUZZ_JOBS at a time (needs clang)
 	@if [ -z "$(FUZZ_CC)" ]; then echo "make fuzz needs clang with libFuzzer (Debian: clang); none found" >&2; exit 1; fi
-	@$(MAKE) --no-print-directory $(FUZZ)
-	@for f in $(FUZZ); do n=$$(basename $$f); n=$${n#fuzz_}; mkdir -p tests/fuzz/corpus/$$n build/fuzz/found/$$n; \
-	  $$f -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 -timeout=2 -verbosity=0 -print_final_stats=1 \
-	    -artifact_prefix=build/fuzz/found/$$n- build/fuzz/found/$$n tests/fuzz/corpus/$$n >build/fuzz/$$n.log 2>&1 || \
-	    { tail -n 60 build/fuzz/$$n.log; echo "fuzz $$n: FOUND something, see above"; exit 1; }; \
-	  echo "fuzz $$n: nothing found in $(FUZZ_SECONDS) s, $$(sed -n 's/stat::number_of_executed_units: *//p' build/fuzz/$$n.log) inputs"; \
-	done
+	@$(MAKE) --no-print-directory -j$(FUZZ_JOBS) -k $(FUZZ_RUN)
 
 info: ## what was found on this machine, and what was not
 	@BUILD=$(OUT) CC="$(CC)" PKG="$(PKG)" HDF5_PKG="$(HDF5_PKG)" BLAS_DIR="$(BLAS_DIR)" BLAS_INC="$(BLAS_INC)" LAPACKE="$(firstword $(LAPACKE))" \
