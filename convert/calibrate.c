@@ -66,7 +66,7 @@ static enum code sizes(struct calibration_size *s, const struct calibrating *c)
     const struct arch *a = ckpt_arch(c->source);
     struct model_options mo = layered_options(&c->t);
     struct model_memory m;
-    int64_t layer = 0, states = c->t.sequences * c->t.length * state_width(a, c->o) * 4 + overlay_bytes(a, c->plan, c->o);
+    int64_t layer = 0, states = c->t.sequences * c->t.length * state_width(a, c->o) * 4 + overlay_bytes(a, c->plan, c->o) + mean_beside_floats(c) * 4;
     TRY(model_measure(a, c->be, c->dev, &mo, &m));
     for (int64_t l = 0; l < a->stack[STACK_DEC].L; l++) {
         const struct arch_block *b = &a->stack[STACK_DEC].block[l];
@@ -197,7 +197,7 @@ static enum code embed_all(struct calibrating *c)
     while (span_next(c, &s, 0, c->t.sequences))
         TRY(model_part_embed(c->m0, span_batch(c, &s), rows_at(c->x0, s.row, c->C)));
     memcpy(c->x1, c->x0, (size_t)(c->N * c->C) * sizeof *c->x1);
-    return OK;
+    return mean_beside_open(c);
 }
 
 /* Moments [C+1, C+1] of the attention's input over the rows that are not held out, and the original's states. */
@@ -208,6 +208,7 @@ static enum code original_layer(struct calibrating *c, int64_t layer, struct gra
     while (span_next(c, &s, 0, c->t.sequences)) {
         struct model_block_values v;
         TRY(model_block_attend(c->m0, span_batch(c, &s), rows_at(c->x0, s.row, c->C), &v));
+        TRY(entropy_take(c, layer, 0, &s, &v));
         if (s.row < c->fit_rows)
             gram_add(moments, view_f32(v.n), c->C, NULL, 0, s.rows);
         TRY(model_block_finish(c->m0, rows_at(c->next0, s.row, c->C), &v));
@@ -284,7 +285,7 @@ static enum code converted_load(struct calibrating *c, int64_t layer)
 }
 
 /* Without a refit the converted model runs over the held-out rows alone. */
-static enum code converted_forward(struct calibrating *c)
+static enum code converted_forward(struct calibrating *c, int64_t layer)
 {
     struct span s = {0};
     int64_t fit = c->t.sequences - c->t.held_out;
@@ -292,6 +293,7 @@ static enum code converted_forward(struct calibrating *c)
         struct model_block_values v;
         float *x = rows_at(c->x1, s.row, c->C);
         TRY(model_block_attend(c->m1, span_batch(c, &s), x, &v));
+        TRY(entropy_take(c, layer, 1, &s, &v));
         TRY(model_block_finish(c->m1, x, &v));
     }
     return OK;
@@ -307,10 +309,14 @@ static enum code layer_run(struct calibrating *c, int64_t layer, struct outcome 
     if (code == OK && merges)
         code = merge_layer(c, layer, &moments, out);
     gram_close(&moments);
+    if (code == OK && c->o->refit == REFIT_ALL) /* scores are compared head by head */
+        code = heads_in_order(c, layer, out->layers[layer].members);
+    if (code == OK)
+        code = mean_beside_layer(c, layer);
     if (code == OK)
         code = converted_load(c, layer);
     if (code == OK)
-        code = c->o->refit == REFIT_NONE ? converted_forward(c) : refit_layer(c, layer);
+        code = c->o->refit == REFIT_NONE ? converted_forward(c, layer) : refit_layer(c, layer);
     float *swap = c->x0;
     c->x0 = c->next0;
     c->next0 = swap;
@@ -335,6 +341,7 @@ static enum code losses(struct calibrating *c)
     r->scored = count0;
     r->loss_before = sum0 / (double)count0;
     r->loss_after = sum1 / (double)count1;
+    TRY(mean_beside_loss(c));
     if (!isfinite(r->loss_before) || !isfinite(r->loss_after))
         return fail(ERR_NUMERIC, "%s: the loss on calibration tokens is not finite (%g before, %g after the conversion)", ckpt_path(c->source), r->loss_before,
                     r->loss_after);

@@ -53,6 +53,8 @@ struct calibration_size { int64_t sequences, held_out, length, memory, disk; };
 
 struct calibration_layer {
     double error;    /* refit: relative distance of the hidden state after the layer from the original's, held-out tokens; NaN: not measured */
+    double entropy[2]; /* sums over held-out tokens and heads of the attention's entropy, nats: the original's, the result's */
+    int64_t entropy_rows[2];
     double share[3]; /* chosen ridge of the output, down and query (last step) projections; 0: not fitted or left alone */
 };
 
@@ -63,6 +65,7 @@ struct calibration {
     int64_t L, scored;
     char *spill_dir;
     double loss_before, loss_after; /* nats per held-out token */
+    double loss_mean;               /* what a plain mean of the same heads would start at; NaN: not measured */
     double seconds;
 };
 
@@ -73,6 +76,7 @@ enum code calibration_run(struct calibration *c, struct checkpoint *source, cons
 void calibration_close(struct calibration *c); /* of a zeroed struct too */
 
 /* calibrate_report.c; c NULL: a dry run */
+json_t *number_json(double x); /* null where it is not finite */
 json_t *calibration_json(const struct calibration_size *size, const struct calibration *c, const struct options *o);
 void calibration_print_size(const struct calibration_size *size, const struct options *o);
 void calibration_print(const struct calibration *c, const struct plan *plan, const struct options *o);

@@ -32,6 +32,7 @@ struct calibrating {
     float *mid1;                  /* [N,C] */
     float *features;              /* [N, W] */
     float *part;                  /* [batch, C] */
+    float *mean;                  /* [held-out rows, C] of a model merged by plain means (mean_beside.c); NULL: none is run */
 };
 
 /* A batch: sequences [first, first + count), rows [row, row + rows). Never across the held-out boundary. */
@@ -48,6 +49,20 @@ enum code refit_scores(struct calibrating *c, int64_t layer) MUST_USE;
 int64_t refit_scores_bytes(const struct arch_block *b, int64_t G, int64_t length); /* of all threads */
 /* ERR_UNSUPPORTED with the reason where a family's form does not allow what is asked. */
 enum code refit_check(const struct arch *a, enum refit r) MUST_USE;
+
+/* entropy.c. Adds, for the rows of `batch` that v holds, the entropy of every head's attention; `arch` is of the model that computed v. */
+enum code attention_entropy(double *sum, const struct model_block_values *v, const struct batch *batch, const struct arch *arch, int64_t layer) MUST_USE;
+/* The same into the layer's report, when the span is held out; after 0: the original. */
+enum code entropy_take(struct calibrating *c, int64_t layer, int after, const struct span *s, const struct model_block_values *v) MUST_USE;
+
+/* head_order.c. m0's layer with its heads in this order, as layers_merge left it in the outcome; NULL: as they are. */
+enum code heads_in_order(struct calibrating *c, int64_t layer, const int64_t *members) MUST_USE;
+
+/* mean_beside.c. Open after the embedding; a layer before the converted one is loaded into m1; the loss when m0 holds the head. */
+int64_t mean_beside_floats(const struct calibrating *c); /* 0: the conversion is a plain mean itself, or merges nothing */
+enum code mean_beside_open(struct calibrating *c) MUST_USE;
+enum code mean_beside_layer(struct calibrating *c, int64_t layer) MUST_USE;
+enum code mean_beside_loss(struct calibrating *c) MUST_USE;
 
 /* One regression over rows of tokens, the first fit_rows to fit and the rest held out: residual [rows,C] on features of stride ld, with the ridge chosen on held-out rows. *delta,
  * malloc'ed [width, C] and with `ones` a row for the constant; zero when no ridge beats leaving things alone. gram_close(&r->g) afterwards,

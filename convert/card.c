@@ -41,7 +41,7 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
     fprintf(f, "\nHome: %s%s: %s.\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         fprintf(f, "\nApproximate: %s.\n", plan->note);
-    char loss[320] = "Loss before and after: not measured";
+    char loss[400] = "Loss before and after: not measured";
     if (out->calibrated)
         calibration_sentence(&out->calibration, plan, o, loss, sizeof loss);
     fprintf(f, "\n## Provenance\n\nMade by gqakit " GQAKIT_VERSION " (gqa-convert). %s. %s.\n\n"

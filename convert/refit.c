@@ -182,7 +182,7 @@ enum code regression_run(const struct calibrating *c, struct regression *r, int 
 
 /* ---- sequential ---- */
 
-struct fit { struct calibrating *c; struct calibration_layer *report; struct map o, down; int64_t heads, hidden; float *f, *h; };
+struct fit { struct calibrating *c; int64_t layer; struct calibration_layer *report; struct map o, down; int64_t heads, hidden; float *f, *h; };
 
 static enum code attend_all(const struct fit *t)
 {
@@ -192,6 +192,7 @@ static enum code attend_all(const struct fit *t)
         struct model_block_values v;
         float *x = rows_at(c->x1, s.row, c->C), *f = rows_at(t->f, s.row, t->heads), *mid = rows_at(c->mid1, s.row, c->C);
         TRY(model_block_attend(c->m1, span_batch(c, &s), x, &v));
+        TRY(entropy_take(c, t->layer, 1, &s, &v));
         memcpy(f, v.o.p, (size_t)(s.rows * t->heads) * sizeof *f);
         TRY(apply(c, &t->o, mid, x, f, s.rows));
         subtract(rows_at(c->mid0, s.row, c->C), rows_at(c->mid0, s.row, c->C), mid, s.rows * c->C);
@@ -272,6 +273,7 @@ static enum code both_all(const struct fit *t)
         struct model_block_values v;
         float *out = rows_at(c->mid1, s.row, c->C), *u = rows_at(t->f, s.row, ld);
         TRY(model_block_attend(c->m1, span_batch(c, &s), rows_at(c->x1, s.row, c->C), &v));
+        TRY(entropy_take(c, t->layer, 1, &s, &v));
         for (int64_t i = 0; i < s.rows; i++)
             memcpy(u + i * ld, view_f32(v.o) + i * t->heads, (size_t)t->heads * sizeof *u);
         TRY(model_block_finish(c->m1, out, &v));
@@ -311,7 +313,7 @@ static enum code fit_parallel(struct fit *t)
 enum code refit_layer(struct calibrating *c, int64_t layer)
 {
     const struct arch_block *b = &c->to.stack[STACK_DEC].block[layer];
-    struct fit t = {c, &c->result->layer[layer], map_of(c, layer, "attn.o"), map_of(c, layer, "mlp.down"), b->H * b->D, b->F, NULL, NULL};
+    struct fit t = {c, layer, &c->result->layer[layer], map_of(c, layer, "attn.o"), map_of(c, layer, "mlp.down"), b->H * b->D, b->F, NULL, NULL};
     if (c->o->refit == REFIT_ALL)
         TRY(refit_scores(c, layer));
     TRY(c->to.residual == RESIDUAL_SEQUENTIAL ? fit_sequential(&t) : fit_parallel(&t));

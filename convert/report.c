@@ -126,7 +126,7 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     if (plan->whole_layers)
         json_object_set_new(j, "merge_memory_bytes", json_integer(plan->layer_bytes));
     if (out && plan->whole_layers) {
-        char sentence[320];
+        char sentence[400];
         if (out->calibrated)
             calibration_sentence(&out->calibration, plan, o, sentence, sizeof sentence);
         else
@@ -138,6 +138,7 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     json_object_set_new(j, "refused", json_array());
     json_object_set_new(j, "loss_before", out && out->calibrated ? json_real(out->calibration.loss_before) : json_null());
     json_object_set_new(j, "loss_after", out && out->calibrated ? json_real(out->calibration.loss_after) : json_null());
+    json_object_set_new(j, "loss_mean", out && out->calibrated ? number_json(out->calibration.loss_mean) : json_null());
     json_object_set_new(j, "calibration", o->calibration ? calibration_json(&plan->calibration, out ? &out->calibration : NULL, o) : json_null());
     if (out) {
         json_object_set_new(j, "seconds", json_real(out->seconds));
