@@ -25,7 +25,7 @@ const char *refit_name(enum refit r)
 
 /* ---- sizes ---- */
 
-static int64_t batch_rows(const struct calibration_tokens *t)
+int64_t calibration_batch(const struct calibration_tokens *t)
 {
     int64_t rows = BATCH_TOKENS / t->length;
     return rows < 1 ? 1 : rows > t->sequences ? t->sequences : rows;
@@ -57,7 +57,7 @@ static int64_t overlay_bytes(const struct arch *a, const struct plan *plan, cons
 
 static struct model_options layered_options(const struct calibration_tokens *t)
 {
-    struct model_options m = {.dtype = DT_F32, .B = batch_rows(t), .T = t->length, .layered = 1};
+    struct model_options m = {.dtype = DT_F32, .B = calibration_batch(t), .T = t->length, .layered = 1};
     return m;
 }
 
@@ -179,7 +179,7 @@ static enum code calibrating_open(struct calibrating *c)
     c->spill = (struct spill){.dir = dir, .on_disk = r->size.disk > 0};
     r->overlay.memory = c->spill;
     r->spill_dir = dir;
-    c->batch_rows = batch_rows(&c->t);
+    c->batch_rows = calibration_batch(&c->t);
     c->N = c->t.sequences * c->t.length;
     c->fit_rows = (c->t.sequences - c->t.held_out) * c->t.length;
     c->C = ckpt_arch(c->source)->C;
@@ -218,7 +218,7 @@ static enum code original_layer(struct calibrating *c, int64_t layer, struct gra
     return OK;
 }
 
-static void moments_finish(struct gram *g)
+void moments_finish(struct gram *g)
 {
     double inverse = 1.0 / (double)g->count;
     for (int64_t i = 0; i < g->n; i++)

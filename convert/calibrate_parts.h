@@ -35,6 +35,11 @@ struct calibrating {
     float *mean;                  /* [held-out rows, C] of a model merged by plain means (mean_beside.c); NULL: none is run */
 };
 
+/* Sequences of a full batch. */
+int64_t calibration_batch(const struct calibration_tokens *t);
+/* Sums into means, and the lower half too. */
+void moments_finish(struct gram *g);
+
 /* A batch: sequences [first, first + count), rows [row, row + rows). Never across the held-out boundary. */
 struct span { int64_t first, count, row, rows; };
 /* The next one after `s` (zeroed: the first at sequence `from`); 0 at `to`. */

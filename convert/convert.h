@@ -5,9 +5,13 @@
 
 #include "base/base.h"
 #include "checkpoints/checkpoint.h"
+#include "auto.h"
+#include "budget.h"
 #include "calibrate.h"
 #include "merge.h"
 
+#define METHODS MERGE_METHODS "|auto"
+enum { METHOD_AUTO = MERGE_SVD + 1 };
 #define GROUPINGS "consecutive|similar"
 enum grouping { GROUPING_CONSECUTIVE, GROUPING_SIMILAR };
 
@@ -15,10 +19,13 @@ enum grouping { GROUPING_CONSECUTIVE, GROUPING_SIMILAR };
 struct options {
     const char *source, *target;
     int inspect, dry_run, json, force, quiet, compress;
-    int method, grouping;          /* enum merge_method, enum grouping */
+    int method, grouping;          /* enum merge_method or METHOD_AUTO, enum grouping; -1: not asked, until auto_choose */
     const char *calibration;       /* NULL: none */
     int64_t calibration_tokens, sequence_length, threads; /* 0: defaults */
-    int refit;                     /* enum refit */
+    int refit;                     /* enum refit; -1 likewise */
+    const char *kv_budget;         /* NULL: none */
+    const struct budget *budget;   /* what was chosen under it */
+    struct auto_choice choice;
     int64_t kv_heads;              /* KV_HEADS_KEEP: not asked; 0 is an answer, and refused */
     struct cli_ints kv_heads_per_layer; /* n 0: not asked */
     int home;                      /* enum ckpt_home */

@@ -8,18 +8,20 @@
 static const struct cli_flag flags[] = {
     FLAG("--kv-heads", CLI_INT, kv_heads, "G", "key/value heads of every layer in the result; divides the source's, or is a multiple of them (heads are repeated). Without it only the format changes"),
     FLAG("--kv-heads-per-layer", CLI_INTS, kv_heads_per_layer, "G0,G1,...", "one count per layer (.h5, gqakit's own form, or GGUF of a LLaMA)"),
+    FLAG("--kv-budget", CLI_STR, kv_budget, "SHARE%|BYTES", "with --calibration, instead of --kv-heads: all layers' K/V bytes per token, as a share of the source's or in bytes; the "
+         "number of heads is chosen for each layer, by the error that merging it leaves"),
     FLAG("--target", CLI_CHOICE, home, CKPT_HOMES, "where the result lives: its own class; another class, after an exact rewriting; GGUF (*.gguf); gqakit's own "
          "modeling file; every head's own copy. auto (default): GGUF if DST is *.gguf, else the first exact one of native, retarget, custom"),
     FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
-    FLAG("--method", CLI_CHOICE, method, MERGE_METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
-         "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares"),
-    FLAG("--grouping", CLI_CHOICE, grouping, GROUPINGS, "which heads share a group: neighbours (default), or those that merge with the least error"),
+    FLAG("--method", CLI_CHOICE, method, METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
+         "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares; auto: whatever starts lowest (with --calibration: svd, --refit all, --grouping similar)"),
+    FLAG("--grouping", CLI_CHOICE, grouping, GROUPINGS, "which heads share a group: neighbours (default), or those that merge with the least error (auto's with --calibration)"),
     FLAG("--calibration", CLI_STR, calibration, "FILE", "tokens (as gqa-eval takes them) or text that the source runs over, layer by layer: merging by what attention reads, and "
          "the loss before and after"),
     FLAG("--calibration-tokens", CLI_INT, calibration_tokens, "N", "how many, spread over FILE; the last tenth is held out (default 32768)"),
     FLAG("--sequence-length", CLI_INT, sequence_length, "N", "of the calibration (default: the model's positions, at most 1024)"),
     FLAG("--refit", CLI_CHOICE, refit, REFIT_NAMES, "with --calibration: fit to the original's hidden states, by least squares, the output projection; block: the MLP's down "
-         "projection too; all: the query and key projections too (default none)"),
+         "projection too; all: the query and key projections too (default none; of --method auto: all)"),
     FLAG("--threads", CLI_INT, threads, "N", "of the calibration (default 0: all CPUs)"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),
@@ -45,7 +47,8 @@ static const struct cli cli = {
     "\n"
     "  gqa-convert --inspect my-model                      which group counts are legal, what each saves\n"
     "  gqa-convert my-model my-model-gqa4 --kv-heads 4     mean of each group's heads\n"
-    "  gqa-convert my-model my-model-gqa4 --kv-heads 4 --method svd --grouping similar   a better start\n"
+    "  gqa-convert my-model my-model-gqa4 --kv-heads 4 --method auto --calibration train.jsonl   the best start\n"
+    "  gqa-convert my-model my-model.h5 --kv-budget 25% --method auto --calibration train.jsonl  heads where they matter\n"
     "  gqa-convert model.bin model-hf                      llama2.c to Hugging Face\n"
     "\n"
     "A merged model has lost quality: continue with gqa-uptrain. Exit codes: 0 ok, 1 internal, 2 usage,\n"
@@ -69,14 +72,31 @@ static enum code verify_run(const struct options *o)
     return OK;
 }
 
-static enum code convert_run(const struct options *o)
+/* What was left open, the numbers of heads under a budget, then the plan. */
+static enum code settle(struct options *o, struct budget *budget, struct plan *plan, struct checkpoint *source)
+{
+    auto_choose(&o->choice, o, ckpt_arch(source));
+    if (o->kv_budget) {
+        TRY(budget_choose(budget, source, o));
+        o->budget = budget;
+    }
+    TRY(plan_make(plan, source, o));
+    TRY(auto_lossless(&o->choice, o, source, plan));
+    if (!o->choice.lossless)
+        return OK;
+    plan_free(plan);
+    return plan_make(plan, source, o);
+}
+
+static enum code convert_run(struct options *o)
 {
     struct ckpt_options open_options = { o->header_mb << 20 };
     struct checkpoint *source = NULL;
     struct plan plan = { 0 };
     struct outcome out = { 0 };
+    struct budget budget = { 0 };
     TRY(ckpt_open(&source, o->source, &open_options));
-    enum code c = plan_make(&plan, source, o);
+    enum code c = settle(o, &budget, &plan, source);
     if (c == OK) {
         struct checkpoint *rewritten;
         c = ckpt_rewritten(&rewritten, source, &plan.choice);
@@ -97,13 +117,14 @@ static enum code convert_run(const struct options *o)
     }
     outcome_free(&out);
     plan_free(&plan);
+    budget_free(&budget);
     ckpt_close(source);
     return c;
 }
 
 static enum code run(int argc, char **argv)
 {
-    struct options o = { .kv_heads = KV_HEADS_KEEP };
+    struct options o = { .kv_heads = KV_HEADS_KEEP, .method = -1, .grouping = -1, .refit = -1 };
     struct cli_words words;
     int help = 0;
     TRY(cli_parse(&cli, argc, argv, &o, &words, &help));
@@ -116,7 +137,7 @@ static enum code run(int argc, char **argv)
         return fail(ERR_USAGE, "--shard-size is in MB, from 1 to %d", 1 << 30);
     if (o.calibration_tokens < 0 || o.sequence_length < 0 || o.sequence_length > (1 << 24) || o.threads < 0 || o.threads > 4096)
         return fail(ERR_USAGE, "--calibration-tokens and --threads must be positive, --sequence-length from 1 to %d", 1 << 24);
-    if (!o.calibration && (o.refit || o.calibration_tokens || o.sequence_length))
+    if (!o.calibration && (o.refit > REFIT_NONE || o.calibration_tokens || o.sequence_length))
         return fail(ERR_USAGE, "--refit, --calibration-tokens and --sequence-length need --calibration FILE");
     if (o.verify)
         return words.n == 0 ? verify_run(&o) : fail(ERR_USAGE, "--verify takes one directory and nothing else");

@@ -59,6 +59,8 @@ static enum code set_groups(struct arch *a, const struct options *o)
     const struct cli_ints *list = &o->kv_heads_per_layer;
     if (o->kv_heads != KV_HEADS_KEEP && list->n)
         return fail(ERR_USAGE, "--kv-heads and --kv-heads-per-layer exclude each other");
+    for (int64_t l = 0; o->budget && l < stack->L; l++)
+        stack->block[l].G = o->budget->layer[l].option[o->budget->layer[l].chosen].G;
     if (o->kv_heads != KV_HEADS_KEEP)
         return plan_groups(a, o->kv_heads);
     if (list->n && list->n != stack->L)

@@ -110,6 +110,10 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     json_object_set_new(j, "dry_run", json_boolean(out == NULL));
     json_object_set_new(j, "method", plan->merges ? json_string(merge_method_name((enum merge_method)o->method)) : json_null());
     json_object_set_new(j, "grouping", json_string(o->grouping == GROUPING_SIMILAR ? "similar" : "consecutive"));
+    json_object_set_new(j, "refit", plan->merges ? json_string(refit_name((enum refit)o->refit)) : json_null());
+    json_object_set_new(j, "chosen_by", json_string(o->choice.chosen ? "auto" : "user"));
+    json_object_set_new(j, "chosen_because", o->choice.chosen && plan->merges ? json_string(o->choice.why) : json_null());
+    json_object_set_new(j, "kv_budget", o->budget ? budget_json(o->budget) : json_null());
     json_object_set_new(j, "seed", json_integer(o->seed));
     json_object_set_new(j, "groups", groups_json(plan));
     json_object_set_new(j, "pooled", pooled_json(plan));
@@ -135,7 +139,7 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
     }
     json_object_set_new(j, "files", files);
     json_object_set_new(j, "layers", layers);
-    json_object_set_new(j, "refused", json_array());
+    json_object_set_new(j, "refused", auto_refused_json(&o->choice));
     json_object_set_new(j, "loss_before", out && out->calibrated ? json_real(out->calibration.loss_before) : json_null());
     json_object_set_new(j, "loss_after", out && out->calibrated ? json_real(out->calibration.loss_after) : json_null());
     json_object_set_new(j, "loss_mean", out && out->calibrated ? number_json(out->calibration.loss_mean) : json_null());
@@ -184,6 +188,9 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     printf("source             %s (%s)\n", ckpt_path(source), ckpt_form_name(source));
     printf("target             %s%s\n", o->target, out ? "" : " (dry run: nothing was written)");
     printf("key/value heads    %s%s%s\n", groups, plan->merges ? ", method " : "", plan->merges ? merge_method_name((enum merge_method)o->method) : "");
+    if (o->choice.chosen && plan->merges)
+        printf("method auto        %s%s%s, groups %s: %s\n", merge_method_name((enum merge_method)o->method), o->refit != REFIT_NONE ? " with refit " : "",
+               o->refit != REFIT_NONE ? refit_name((enum refit)o->refit) : "", o->grouping == GROUPING_SIMILAR ? "by likeness" : "of neighbours", o->choice.why);
     if (plan->whole_layers) {
         char memory[16];
         format_bytes(memory, (double)plan->layer_bytes);
@@ -196,6 +203,8 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
         calibration_print_size(&plan->calibration, o);
     printf("tensor bytes       %s -> %s\n", in, to);
     printf("K/V per token      %s -> %s\n", kv0, kv1);
+    if (o->budget)
+        budget_print(o->budget);
     if (!out)
         return;
     if (plan->merges)
