@@ -36,6 +36,8 @@ static enum code shard_add(struct checkpoint *ck, struct hf_files *files, const 
     if (!s->path)
         return fail(ERR_MEMORY, "%s: out of memory", ck->path);
     files->n++;
+    if (io_file_bytes(s->path) < 0)
+        return fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is missing; if a download was cut short, repeat it", s->path);
     TRY(st_open(&s->header, &s->fd, s->path, limit));
     posix_fadvise(s->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     return OK;

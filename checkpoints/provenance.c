@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define FILE_NAME "PROVENANCE.json"
+#define SCHEMA "gqakit/provenance/1"
 #define FILE_LIMIT (16u << 20)
 
 static enum code output_entry(const char *dir, const char *name, json_t *outputs)
@@ -27,7 +28,7 @@ static enum code output_entry(const char *dir, const char *name, json_t *outputs
 
 enum code provenance_write(const char *dir, const json_t *facts)
 {
-    json_t *root = json_pack("{s:s}", "schema", "gqakit/provenance/1");
+    json_t *root = json_pack("{s:s}", "schema", SCHEMA);
     json_t *outputs = json_array();
     char **names = NULL, *path = io_join(dir, FILE_NAME);
     int n = 0;
@@ -90,6 +91,9 @@ enum code provenance_verify(const char *dir, int *files_checked)
         c = fail(ERR_INPUT, "%s: no " FILE_NAME " to verify against", dir);
     else
         c = json_read_file(where, FILE_LIMIT, &root);
+    const char *schema;
+    if (c == OK && (c = json_need_str(root, where, "schema", &schema)) == OK && strcmp(schema, SCHEMA))
+        c = fail(ERR_INPUT, "%s: schema \"%.40s\", expected \"" SCHEMA "\"", where, schema);
     const json_t *outputs = c == OK ? json_object_get(root, "outputs") : NULL;
     if (c == OK && !json_is_array(outputs))
         c = fail(ERR_INPUT, "%s: \"outputs\" must be an array", where);
