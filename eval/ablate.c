@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct options { int json; };
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
@@ -12,8 +13,9 @@ static const struct cli_flag flags[] = {
 };
 static const struct cli cli = {
     "gqa-eval ablate", "CONFIG.yaml [key.sub=value ...]",
-    "Converts, uptrains and evaluates every cell of a grid (group counts x methods x shares of training), then says which group count\n"
-    "to ship: runs/NAME/report.html, report.md, results.json, results.csv. Stop it at any time; the same command continues.\n"
+    "Converts, uptrains and evaluates every cell of a grid (group counts x methods x groupings x losses x shares of training x seeds),\n"
+    "then says which group count to ship: runs/NAME/report.html, report.md, results.json, results.csv. Stop it at any time; the same\n"
+    "command continues. configs/ablation.yaml is an example with comments.\n"
     "The original (G = H) and the original trained on the same data are always measured.",
     flags, (int)(sizeof flags / sizeof flags[0]), 1, 60,
 };
@@ -30,10 +32,20 @@ static enum code run(struct ablation *a)
     TRY(io_mkdirs(a->config.output_dir));
     TRY(io_lock_take(a->config.output_dir, &lock));
     enum code c = ablate_run(a);
-    if (c == OK)
-        c = ablate_summarise(a);
-    if (c == OK)
-        c = ablate_write(a);
+    int done = 0;
+    for (int i = 0; i < a->n_cells; i++)
+        done += a->cells[i].done;
+    if (c == OK || (c == ERR_STOPPED && done > 0)) { /* stopped: a report of what there is, and the code of the stop */
+        char *sentence = strdup(fail_text());
+        enum code w = ablate_summarise(a);
+        if (w == OK)
+            w = ablate_write(a);
+        if (c == OK)
+            c = w;
+        else if (sentence)
+            c = fail(c, "%s", sentence);
+        free(sentence);
+    }
     io_lock_drop(&lock);
     return c;
 }

@@ -1,7 +1,6 @@
 /* The ablation's YAML, and the source checkpoint it names. */
 #include "ablate.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -15,21 +14,23 @@ static const struct config_field fields[] = {
     F("output_dir", CONFIG_STR, output_dir, NULL, "instead of runs/NAME"),
     F("model.path", CONFIG_STR, model, NULL, "the checkpoint to start from"),
     F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
-    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd; with a refit after it: svd+all (or +output, +block)"),
+    F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd, auto; with a refit after it: svd+all (or +output, +block)"),
     F("gqa.calibration", CONFIG_STR, calibration, NULL, "tokens or text for select, align, svd and every refit: see gqa-convert --calibration"),
     F_IN("gqa.calibration_tokens", CONFIG_INT, calibration_tokens, "0", 0, 1e12, "how many; 0: gqa-convert's default"),
     F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "which heads share a group: consecutive, similar"),
-    F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy"),
+    F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy; distill: against the original's predictions, by the `distill` block"),
     F("grid.uptrain_fraction", CONFIG_FLOATS, alpha, "[0, 0.05]", "shares of the original pretraining tokens; 0 is no training"),
     F("grid.seed", CONFIG_INTS, seed, "[0]", "seeds of training (and of method random); summaries are over them"),
     F("uptrain", CONFIG_MAP, uptrain, NULL, "a gqa-uptrain config without model, gqa, output_dir, uptrain_fraction and seed"),
+    F("distill", CONFIG_MAP, distill, NULL, "for loss distill: gqa-uptrain's keys weight, temperature, top_k, cache; the teacher is model.path"),
     F("evaluate.data", CONFIG_STRS, data, NULL, "held-out tokens or text"),
     F("evaluate.tokenizer", CONFIG_STR, tokenizer, NULL, "for text; default: the checkpoint's own"),
     F_IN("evaluate.context", CONFIG_INT, context, "0", 0, MOST_TOKENS, "see gqa-eval perplexity; default: uptrain's sequence_len"),
     F_IN("evaluate.stride", CONFIG_INT, stride, "0", 0, MOST_TOKENS, "see gqa-eval perplexity"),
     F_IN("evaluate.limit", CONFIG_INT, limit, "0", 0, 1e15, "score only so many tokens of each file"),
     F("evaluate.pack", CONFIG_BOOL, pack, "true", "attention stays inside documents, as gqa-uptrain trains by default"),
-    F("evaluate.tasks", CONFIG_STRS, tasks, NULL, "not implemented in this version: must be absent or []"),
+    F("evaluate.tasks", CONFIG_STRS, tasks, NULL, "task files for gqa-eval tasks (JSON lines)"),
+    F("evaluate.kl", CONFIG_BOOL, kl, "false", "measure KL(original || result); costs a forward pass of the original for each evaluation"),
     F_IN("evaluate.decode.batch", CONFIG_INTS, decode_batch, "[1]", 1, 256, "see gqa-eval decode"),
     F_IN("evaluate.decode.context", CONFIG_INTS, decode_context, "[512, 4096]", 0, MOST_TOKENS, "see gqa-eval decode"),
     F_IN("evaluate.decode.new", CONFIG_INT, decode_new, "32", 1, 1 << 20, "see gqa-eval decode"),
@@ -41,103 +42,6 @@ static const struct config_field fields[] = {
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };
 
 void ablate_config_help(void) { config_help(fields, N_FIELDS); }
-
-/* Keys that the grid sets by itself: in the uptrain block they would fight it. */
-static enum code refuse_grid_keys(const struct ablation *a)
-{
-    static const char *const keys[] = { "model", "gqa", "output_dir", "uptrain_fraction", "seed", "max_steps", "max_tokens", "init" };
-    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
-        if (config_has(a->config.uptrain, keys[i]))
-            return fail(ERR_USAGE, "%s: uptrain.%s is set by the grid; remove it", config_where(a->config_file, a->config.uptrain, keys[i]), keys[i]);
-    return OK;
-}
-
-static enum code check_words(const struct ablation *a, const char *key, const struct config_list *list, const char *const *legal, int n)
-{
-    for (int i = 0; i < list->n; i++) {
-        const char *word = ((const char *const *)list->items)[i];
-        int known = 0;
-        for (int k = 0; k < n; k++)
-            known |= strcmp(word, legal[k]) == 0;
-        if (!known) {
-            char all[256] = "";
-            for (int k = 0; k < n; k++)
-                snprintf(all + strlen(all), sizeof all - strlen(all), "%s%s", k ? ", " : "", legal[k]);
-            return fail(ERR_USAGE, "%s: %s: \"%s\" is not known here; legal: %s", config_where(a->config_file, config_root(a->config_file), key), key, word, all);
-        }
-    }
-    return OK;
-}
-
-static enum code check_evaluate(const struct ablation *a)
-{
-    const struct ablate_config *c = &a->config;
-    const struct config_node *root = config_root(a->config_file);
-    if (c->tasks.n > 0)
-        return fail(ERR_UNSUPPORTED, "%s: evaluate.tasks: scoring tasks is not implemented in this version; remove the key (loss and bits per byte are measured)",
-                    config_where(a->config_file, root, "evaluate.tasks"));
-    if (c->context > 0 && c->stride > c->context)
-        return fail(ERR_USAGE, "%s: evaluate.stride %lld is above evaluate.context %lld: tokens between the windows would not be scored",
-                    config_where(a->config_file, root, "evaluate.stride"), (long long)c->stride, (long long)c->context);
-    const struct { const char *key; int n; } lists[] = { { "evaluate.decode.batch", c->decode_batch.n }, { "evaluate.decode.context", c->decode_context.n } };
-    for (int i = 0; i < 2; i++)
-        if (lists[i].n < 1 || lists[i].n > MOST_DECODE)
-            return fail(ERR_USAGE, "%s: %s needs 1 to %d numbers, has %d", config_where(a->config_file, root, lists[i].key), lists[i].key, MOST_DECODE, lists[i].n);
-    return OK;
-}
-
-static int one_of(const char *word, size_t n, const char *const *legal)
-{
-    for (; *legal; legal++)
-        if (strlen(*legal) == n && strncmp(word, *legal, n) == 0)
-            return 1;
-    return 0;
-}
-
-/* "svd", "mean+block": a method, and a refit after it. */
-static enum code check_methods(const struct ablation *a)
-{
-    static const char *const methods[] = { "mean", "first", "random", "select", "align", "svd", NULL }, *const refits[] = { "output", "block", "all", NULL };
-    const char *where = config_where(a->config_file, config_root(a->config_file), "grid.method");
-    for (int i = 0; i < a->config.method.n; i++) {
-        const char *word = ((const char *const *)a->config.method.items)[i], *plus = strchr(word, '+');
-        size_t n = plus ? (size_t)(plus - word) : strlen(word);
-        if (!one_of(word, n, methods) || (plus && !one_of(plus + 1, strlen(plus + 1), refits)))
-            return fail(ERR_USAGE, "%s: grid.method: \"%s\" is not known here; legal: mean, first, random, select, align, svd, each also with +output, +block or +all",
-                        where, word);
-        if (plus && !a->config.calibration)
-            return fail(ERR_USAGE, "%s: grid.method: \"%s\" needs gqa.calibration: tokens or text like the training data", where, word);
-    }
-    return OK;
-}
-
-static enum code check_config(struct ablation *a)
-{
-    static const char *const groupings[] = { "consecutive", "similar" }, *const losses[] = { "ce" };
-    const struct ablate_config *c = &a->config;
-    const char *where = config_where(a->config_file, config_root(a->config_file), NULL);
-    if (!c->name && !c->output_dir)
-        return fail(ERR_USAGE, "%s: `name` is missing: what shall the run be called?", where);
-    const char *dir = c->output_dir ? c->output_dir : c->name;
-    if (!*dir || strlen(dir) > MOST_PATH)
-        return fail(ERR_USAGE, "%s: the run's folder needs a name of 1 to %d bytes", where, MOST_PATH);
-    if (!c->model)
-        return fail(ERR_USAGE, "%s: model.path is missing", where);
-    if (c->data.n == 0)
-        return fail(ERR_USAGE, "%s: evaluate.data is missing: quality needs held-out text", where);
-    TRY(check_methods(a));
-    TRY(check_words(a, "grid.grouping", &c->grouping, groupings, 2));
-    TRY(check_words(a, "grid.loss", &c->loss, losses, 1));
-    TRY(check_evaluate(a));
-    const double *alpha = c->alpha.items;
-    for (int i = 0; i < c->alpha.n; i++) {
-        if (!(alpha[i] >= 0 && alpha[i] <= 10))
-            return fail(ERR_USAGE, "%s: grid.uptrain_fraction: %g is not between 0 and 10", where, alpha[i]);
-        if (alpha[i] > 0 && !c->uptrain)
-            return fail(ERR_USAGE, "%s: grid.uptrain_fraction is above 0 but there is no `uptrain` block", where);
-    }
-    return c->uptrain ? refuse_grid_keys(a) : OK;
-}
 
 /* XXH3-128 over the hashes of the files, in the order of the checkpoint: any changed byte gives other cells. */
 static enum code hash_source(struct checkpoint *ck, char hex[33])
@@ -184,24 +88,40 @@ static enum code read_source(struct ablation *a)
     return c;
 }
 
+/* The uptrain block without its distill block, and the distill block with the teacher filled in. */
+static enum code split_blocks(struct ablation *a)
+{
+    a->uptrain = a->config.uptrain ? config_to_json(a->config.uptrain) : NULL;
+    a->distill = a->config.distill ? config_to_json(a->config.distill) : NULL;
+    json_t *inner = json_object_get(a->uptrain, "distill");
+    if (inner && a->distill)
+        return fail(ERR_USAGE, "%s: both `distill` and `uptrain.distill` are given; keep one", config_where(a->config_file, a->config.uptrain, "distill"));
+    if (inner)
+        a->distill = json_incref(inner);
+    if (inner)
+        json_object_del(a->uptrain, "distill");
+    if (!a->distill)
+        a->distill = json_object();
+    if (!json_is_object(a->distill))
+        return fail(ERR_USAGE, "%s: `distill` must be a mapping: {weight: 0.5, temperature: 2}", config_where(a->config_file, config_root(a->config_file), NULL));
+    if (!json_object_get(a->distill, "teacher"))
+        json_object_set_new(a->distill, "teacher", json_string(a->config.model));
+    return OK;
+}
+
 enum code ablate_load(struct ablation *a, const char *path, int n_overrides, char **overrides)
 {
     memset(a, 0, sizeof *a);
-    a->recommended = -1;
+    a->advice.pick = a->advice.nearest = a->advice.cell = -1;
     TRY(config_load(&a->config_file, path, n_overrides, overrides));
     TRY(config_bind(a->config_file, config_root(a->config_file), fields, N_FIELDS, &a->config));
-    TRY(check_config(a));
-    if (a->config.uptrain) {
-        json_t *u = config_to_json(a->config.uptrain);
-        a->original_tokens = json_number_value(json_object_get(u, "original_tokens"));
+    TRY(split_blocks(a));
+    if (a->uptrain) {
+        a->original_tokens = json_number_value(json_object_get(a->uptrain, "original_tokens"));
         if (a->config.context == 0)
-            a->config.context = json_integer_value(json_object_get(u, "sequence_len"));
-        json_decref(u);
-        const double *alpha = a->config.alpha.items;
-        for (int i = 0; i < a->config.alpha.n; i++)
-            if (alpha[i] > 0 && !(a->original_tokens > 0))
-                return fail(ERR_USAGE, "%s: uptrain.original_tokens is missing: uptrain_fraction is a share of it", config_where(a->config_file, a->config.uptrain, NULL));
+            a->config.context = json_integer_value(json_object_get(a->uptrain, "sequence_len"));
     }
+    TRY(ablate_check(a));
     return read_source(a);
 }
 
@@ -210,9 +130,12 @@ void ablate_free(struct ablation *a)
     for (int i = 0; i < a->n_cells; i++) {
         json_decref(a->cells[i].curve);
         json_decref(a->cells[i].evals);
+        json_decref(a->cells[i].tasks);
         json_decref(a->cells[i].decode);
     }
     free(a->cells);
     free(a->summaries);
+    json_decref(a->uptrain);
+    json_decref(a->distill);
     config_free(a->config_file);
 }

@@ -1,6 +1,7 @@
 /* The cells: every combination of the grid, plus the controls a reader of the report needs: the original (G = H, alpha = 0), and
  * the original trained on the same data (G = H) for every alpha above 0. Combinations that mean the same are one cell: the
- * method and the grouping do not matter at G = H, and the seed only where there is training or a random start. */
+ * method and the grouping do not matter at G = H, the training loss not without training, and the seed only where there is training
+ * (it orders the data) or a random start. */
 #include "ablate.h"
 
 #include <math.h>
@@ -21,26 +22,53 @@ const char *ablate_calibration(const struct ablation *a, const char *method)
     return by_weights ? NULL : a->config.calibration;
 }
 
+/* A file by name and size: one written anew with other contents is nearly always another size. */
+static json_t *file_json(const char *path) { return json_pack("[s, I]", path, (json_int_t)io_file_bytes(path)); }
+
+static json_t *files_json(const struct config_list *list)
+{
+    json_t *j = json_array();
+    for (int i = 0; i < list->n; i++)
+        json_array_append_new(j, file_json(((const char *const *)list->items)[i]));
+    return j;
+}
+
+static json_t *perplexity_json(const struct ablation *a)
+{
+    const struct ablate_config *c = &a->config;
+    json_t *j = json_pack("{s:o, s:I, s:I, s:I, s:b}", "data", files_json(&c->data), "context", (json_int_t)c->context, "stride", (json_int_t)c->stride, "limit",
+                          (json_int_t)c->limit, "pack", c->pack);
+    if (c->tokenizer)
+        json_object_set_new(j, "tokenizer", json_string(c->tokenizer));
+    if (c->kl)
+        json_object_set_new(j, "kl", json_true());
+    return j;
+}
+
 static void cell_ids(const struct ablation *a, struct cell *c)
 {
     json_t *j = json_pack("{s:s, s:I, s:s, s:s}", "source", a->source_hash, "G", (json_int_t)c->G, "method", c->method, "grouping", c->grouping);
     if (strncmp(c->method, "random", 6) == 0)
         json_object_set_new(j, "seed", json_integer(c->seed));
     if (ablate_calibration(a, c->method))
-        json_object_set_new(j, "calibration", json_pack("{s:s, s:I}", "file", a->config.calibration, "tokens", (json_int_t)a->config.calibration_tokens));
+        json_object_set_new(j, "calibration", json_pack("{s:o, s:I}", "file", file_json(a->config.calibration), "tokens", (json_int_t)a->config.calibration_tokens));
     id_of(c->conversion, j);
+
+    json_t *zero = json_pack("{s:s, s:o}", "conversion", c->conversion, "perplexity", perplexity_json(a));
+    id_of(c->zero, zero);
+    json_decref(zero);
+
     json_object_set_new(j, "loss", json_string(c->loss));
     json_object_set_new(j, "alpha", json_real(c->alpha));
     json_object_set_new(j, "seed", json_integer(c->seed));
-    json_t *data = json_array();
-    for (int i = 0; i < a->config.data.n; i++)
-        json_array_append_new(data, json_string(((const char *const *)a->config.data.items)[i]));
-    json_object_set_new(j, "evaluate", json_pack("{s:o, s:I, s:I, s:I, s:b}", "data", data, "context", (json_int_t)a->config.context, "stride",
-                                                 (json_int_t)a->config.stride, "limit", (json_int_t)a->config.limit, "pack", a->config.pack));
-    if (a->config.tokenizer)
-        json_object_set_new(json_object_get(j, "evaluate"), "tokenizer", json_string(a->config.tokenizer));
     if (c->alpha > 0)
-        json_object_set_new(j, "uptrain", config_to_json(a->config.uptrain));
+        json_object_set(j, "uptrain", a->uptrain);
+    if (strcmp(c->loss, "distill") == 0)
+        json_object_set(j, "distill", a->distill);
+    id_of(c->training, j);
+
+    json_object_set_new(j, "perplexity", perplexity_json(a));
+    json_object_set_new(j, "tasks", files_json(&a->config.tasks));
     id_of(c->id, j);
     json_decref(j);
 }
@@ -48,7 +76,7 @@ static void cell_ids(const struct ablation *a, struct cell *c)
 static enum code add_cell(struct ablation *a, int64_t G, const char *method, const char *grouping, const char *loss, double alpha, int64_t seed)
 {
     struct cell c = { .G = G, .method = method, .grouping = grouping, .loss = loss, .alpha = alpha, .seed = seed };
-    c.loss_zero_step = c.loss_final = c.loss_stderr = c.bits_per_byte = (double)NAN;
+    c.loss_zero_step = c.loss_final = c.loss_stderr = c.bits_per_byte = c.kl_zero_step = c.kl = c.kl_stderr = (double)NAN;
     if (G == a->H) {
         c.method = "none";
         c.grouping = "consecutive";
@@ -70,22 +98,37 @@ static enum code add_cell(struct ablation *a, int64_t G, const char *method, con
     return OK;
 }
 
+static int by_value(const void *x, const void *y)
+{
+    double a = *(const double *)x, b = *(const double *)y;
+    return (a > b) - (a < b);
+}
+
+/* Shares from small to large, so that the report of an ablation stopped half-way compares all starts at the small ones. */
 enum code ablate_grid(struct ablation *a)
 {
     const struct ablate_config *c = &a->config;
     const int64_t *G = c->groups.items, *seed = c->seed.items;
-    const double *alpha = c->alpha.items;
     const char *const *method = c->method.items, *const *grouping = c->grouping.items, *const *loss = c->loss.items;
-    TRY(add_cell(a, a->H, "none", "consecutive", "ce", 0, 0));
+    size_t n = (size_t)c->alpha.n;
+    double *alpha = malloc((n + 1) * sizeof *alpha);
+    if (!alpha)
+        return fail(ERR_MEMORY, "out of memory for the grid");
+    if (n)
+        memcpy(alpha, c->alpha.items, n * sizeof *alpha);
+    qsort(alpha, n, sizeof *alpha, by_value);
+    enum code e = add_cell(a, a->H, "none", "consecutive", "ce", 0, 0);
     a->baseline = 0;
-    for (int f = 0; f < c->alpha.n; f++)
+    for (size_t f = 0; f < n; f++)
         for (int s = 0; s < c->seed.n; s++)
             for (int x = 0; x < c->loss.n; x++) {
-                TRY(add_cell(a, a->H, "none", "consecutive", loss[x], alpha[f], seed[s]));
+                if (e == OK)
+                    e = add_cell(a, a->H, "none", "consecutive", loss[x], alpha[f], seed[s]);
                 for (int g = 0; g < c->groups.n; g++)
                     for (int m = 0; m < c->method.n; m++)
-                        for (int p = 0; p < c->grouping.n; p++)
-                            TRY(add_cell(a, G[g], method[m], grouping[p], loss[x], alpha[f], seed[s]));
+                        for (int p = 0; e == OK && p < c->grouping.n; p++)
+                            e = add_cell(a, G[g], method[m], grouping[p], loss[x], alpha[f], seed[s]);
             }
-    return OK;
+    free(alpha);
+    return e;
 }

@@ -1,207 +1,203 @@
-/* The report's plots, by gnuplot, as SVG text to be inlined. They follow the figures of the GQA paper (Ainslie et al. 2023):
- * quality against time per token (figure 3), time per token against groups (figure 6), quality against the share of uptraining
- * (figure 5); and the training curves. */
-#include "ablate.h"
+/* The figures that compare group counts, after the GQA paper (Ainslie et al. 2023): quality against time per token (figure 3), loss
+ * against the share of uptraining (figure 5), time per token against groups (figure 6). Scripts for gnuplot; data inline. */
+#include "ablate_plot.h"
 
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-static const char *const titles[N_PLOTS] = { "Quality against time per token", "Time per token against key/value heads", "Loss against the share of uptraining",
-                                             "Loss while uptraining" };
-const char *ablate_plot_title(enum ablate_plot which) { return titles[which]; }
+struct plot_style plot_style(int series)
+{
+    static const int markers[] = { 7, 5, 9, 13, 11, 15, 6, 4 };
+    struct plot_style s = { .marker = markers[series % N_COLOURS], .dash = 1 + series / N_COLOURS };
+    snprintf(s.colour, sizeof s.colour, "#0a00%02x", (unsigned)(16 + series % N_COLOURS) & 0xff);
+    return s;
+}
 
-static const char *const head = "set terminal svg size 720,440 dynamic font 'sans-serif,13' background '#ffffff'\nset output\nset grid lc rgb '#dddddd'\nset key outside right top\n"
-                                "set border 3 lc rgb '#555555'\nset tics nomirror\n";
-static const char *const colours[] = { "#1b6ca8", "#d1495b", "#2e8b57", "#edae49", "#6a4c93", "#00798c", "#8d6a4f", "#444444" };
-#define COLOUR(i) colours[(size_t)(i) % (sizeof colours / sizeof colours[0])]
+void plot_quoted(FILE *f, const char *text)
+{
+    fputc('\'', f);
+    for (; *text; text++) {
+        if (*text == '\'')
+            fputc('\'', f);
+        if ((unsigned char)*text >= 32)
+            fputc(*text, f);
+    }
+    fputc('\'', f);
+}
 
-/* Distinct group counts of finished cells, descending. */
-static int group_counts(const struct ablation *a, int64_t *G, int max)
+/* noenhanced: an underscore in a name is an underscore. */
+void plot_head(FILE *f, int width, int height)
+{
+    fprintf(f, "set terminal svg size %d,%d dynamic noenhanced font 'sans-serif,15'\nset output\n", width, height);
+    fputs("set border 3 lc rgb '" INK_AXIS "'\nset tics nomirror scale 0.5 textcolor rgb '" INK_TEXT "'\nset grid lt 1 lw 1 lc rgb '" INK_GRID "'\n"
+          "set key outside bottom center horizontal maxcols 2 samplen 2.5 width 1 textcolor rgb '" INK_TEXT "'\nset xlabel textcolor rgb '" INK_TEXT
+          "'\nset ylabel textcolor rgb '" INK_TEXT "'\nset errorbars small\n",
+          f);
+}
+
+double plot_largest_share(const struct ablation *a)
+{
+    double shares[64];
+    int n = ablate_shares(a, shares, 64);
+    return n ? shares[n - 1] : 0;
+}
+
+int plot_starts(const struct ablation *a, int64_t G, double share, const struct summary **list)
 {
     int n = 0;
-    for (int i = 0; i < a->n_cells; i++) {
-        int k = 0;
-        while (k < n && G[k] != a->cells[i].G)
-            k++;
-        if (k == n && n < max && a->cells[i].done)
-            G[n++] = a->cells[i].G;
+    for (int i = 0; i < a->n_summaries && n < MOST_STARTS; i++) {
+        const struct summary *s = &a->summaries[i];
+        if (s->n > 0 && s->G == G && !(fabs(s->alpha - share) > 0))
+            list[n++] = s;
     }
-    for (int i = 0; i < n; i++)
-        for (int k = i + 1; k < n; k++)
-            if (G[k] > G[i]) {
-                int64_t t = G[i];
-                G[i] = G[k];
-                G[k] = t;
-            }
     return n;
 }
 
-static int distinct_alphas(const struct ablation *a, double *alpha, int max)
+static double original_loss(const struct ablation *a) { return a->cells[a->baseline].loss_final; }
+
+static void reference_line(FILE *f, double y, const char *title)
 {
-    int n = 0;
-    for (int i = 0; i < a->n_summaries; i++) {
-        int k = 0;
-        while (k < n && fabs(alpha[k] - a->summaries[i].alpha) > 0)
-            k++;
-        if (k == n && n < max)
-            alpha[n++] = a->summaries[i].alpha;
-    }
-    return n;
+    fprintf(f, "%.6g with lines dt 2 lw 2 lc rgb '" INK_REFERENCE "' title ", y);
+    plot_quoted(f, title);
 }
 
-static int quality_time(const struct ablation *a, FILE *f)
+static void margin_band(const struct ablation *a, FILE *f)
 {
-    double alpha[16];
-    int n = distinct_alphas(a, alpha, 16);
-    fprintf(f, "set xlabel 'decode time per token, ms'\nset ylabel 'held-out loss, nats per token'\nset offsets graph 0.08, graph 0.08, graph 0.08, graph 0.08\n");
-    for (int k = 0; k < n; k++) {
+    double y = original_loss(a);
+    fprintf(f, "set object 1 rectangle from graph 0, first %.6g to graph 1, first %.6g behind clip fc rgb '" INK_MARGIN "' fs transparent solid 0.16 noborder\n", y,
+            y + a->config.margin);
+}
+
+/* One line per share: the best start of every count. Labels only at the largest share, alternating below and above where points are close. */
+int plot_quality_time(const struct ablation *a, FILE *f)
+{
+    int64_t G[MOST_GROUPS];
+    double shares[MOST_SHARES], low = INFINITY, high = -INFINITY;
+    int n_groups = ablate_groups(a, G, MOST_GROUPS), n = ablate_shares(a, shares, MOST_SHARES), first = n > 1 && !(shares[0] > 0), drawn = 0;
+    const struct summary *original = ablate_find(a, a->H, "none", "consecutive", "ce", 0);
+    for (int i = 0; i < a->n_summaries; i++)
+        if (isfinite(a->summaries[i].ms) && a->summaries[i].n > 0) {
+            low = fmin(low, a->summaries[i].ms);
+            high = fmax(high, a->summaries[i].ms);
+        }
+    if (!original || !isfinite(low) || n_groups < 2)
+        return 0;
+    plot_head(f, 600, 410 + 24 * ((n - first + 2) / 2));
+    fputs("set xlabel 'decode time, ms per token'\nset ylabel 'held-out loss, nats per token'\nset offsets graph 0.10, graph 0.12, graph 0.10, graph 0.12\n", f);
+    margin_band(a, f);
+    for (int k = first; k < n; k++) {
         fprintf(f, "$d%d << EOD\n", k);
-        for (int i = 0; i < a->n_summaries; i++)
-            if (!(fabs(a->summaries[i].alpha - alpha[k]) > 0))
-                fprintf(f, "%g %g \"%lld\"\n", a->summaries[i].ms, a->summaries[i].mean, (long long)a->summaries[i].G);
-        fprintf(f, "EOD\n");
+        double last_x = -INFINITY;
+        int side = -1;
+        for (int g = n_groups - 1; g >= 0; g--) {
+            const struct summary *s = ablate_best(a, G[g], shares[k]);
+            if (!s || !isfinite(s->ms))
+                continue;
+            side = s->ms - last_x < 0.16 * (high - low) ? -side : -1;
+            last_x = s->ms;
+            fprintf(f, "%.6g %.6g %.6g \"%lld head%s\" %g\n", s->ms, s->final.mean, s->final.n > 1 ? s->final.sd : 0, (long long)s->G, s->G == 1 ? "" : "s", 0.95 * side);
+            drawn++;
+        }
+        fputs("EOD\n", f);
     }
-    fprintf(f, "plot ");
-    for (int k = 0; k < n; k++)
-        fprintf(f, "%s$d%d using 1:2 with points pt 7 ps 1 lc rgb '%s' title 'alpha %g', $d%d using 1:2:3 with labels offset 0,0.9 tc rgb '%s' font ',11' notitle", k ? ", " : "", k,
-                COLOUR(k), alpha[k], k, COLOUR(k));
-    fprintf(f, ", %g with lines dt 2 lc rgb '#888888' title 'original'\n", a->cells[a->baseline].loss_final);
-    return n > 0;
+    fprintf(f, "$o << EOD\n%.6g %.6g\nEOD\nplot ", original->ms, original->final.mean);
+    for (int k = first; k < n; k++) {
+        struct plot_style s = plot_style(n - 1 - k);
+        char share[24];
+        ablate_percent(share, shares[k]);
+        fprintf(f, "$d%d using 1:2:3 with yerrorlines lw 2 pt %d ps 0.8 dt %d lc rgb '%s' title 'best start, %s%s', ", k, s.marker, s.dash, s.colour,
+                shares[k] > 0 ? "uptrained on " : "not trained", shares[k] > 0 ? share : "");
+    }
+    fprintf(f, "$d%d using 1:2:(0):5:4 with labels left offset 0.7,first 0 notitle, ", n - 1);
+    fputs("$o with points pt 6 ps 1.3 lw 2 lc rgb '" INK_REFERENCE "' notitle, ", f);
+    reference_line(f, original->final.mean, "original (band: margin)");
+    fputc('\n', f);
+    return drawn > 0;
 }
 
-static int time_groups(const struct ablation *a, FILE *f)
+int plot_time_groups(const struct ablation *a, FILE *f)
 {
-    int64_t G[64];
-    int n = group_counts(a, G, 64);
+    int64_t G[MOST_GROUPS];
+    int n = ablate_groups(a, G, MOST_GROUPS);
     const json_t *rows = a->cells[a->baseline].decode;
-    size_t lines = json_array_size(rows);
-    fprintf(f, "set xlabel 'key/value heads'\nset ylabel 'decode time per token and sequence, ms'\nset logscale x 2\nset yrange [0:*]\nset offsets graph 0.05, graph 0.05, graph 0.05, 0\n");
-    for (size_t r = 0; r < lines; r++) {
-        fprintf(f, "$d%zu << EOD\n", r);
+    int lines = (int)json_array_size(rows) < 8 ? (int)json_array_size(rows) : 8;
+    if (lines == 0 || n < 2)
+        return 0;
+    plot_head(f, 600, 390 + 24 * ((lines + 1) / 2));
+    fputs("set xlabel 'key/value heads'\nset ylabel 'decode time, ms per token and sequence'\nset logscale x 2\nset yrange [0:*]\n"
+          "set offsets graph 0.05, graph 0.05, graph 0.08, 0\nset xtics (",
+          f);
+    for (int k = 0; k < n; k++)
+        fprintf(f, "%s%lld", k ? ", " : "", (long long)G[k]);
+    fputs(")\n", f);
+    for (int r = 0; r < lines; r++) {
+        fprintf(f, "$d%d << EOD\n", r);
         for (int k = 0; k < n; k++)
             for (int i = 0; i < a->n_cells; i++)
                 if (a->cells[i].G == G[k] && a->cells[i].decode) {
-                    const json_t *row = json_array_get(a->cells[i].decode, r);
+                    const json_t *row = json_array_get(a->cells[i].decode, (size_t)r);
                     double batch = json_number_value(json_object_get(row, "batch"));
-                    fprintf(f, "%lld %g %g\n", (long long)G[k], json_number_value(json_object_get(row, "ms_per_token")) / batch, json_number_value(json_object_get(row, "stdev")) / batch);
+                    fprintf(f, "%lld %.6g %.6g\n", (long long)G[k], json_number_value(json_object_get(row, "ms_per_token")) / batch,
+                            json_number_value(json_object_get(row, "stdev")) / batch);
                     break;
                 }
-        fprintf(f, "EOD\n");
+        fputs("EOD\n", f);
     }
-    fprintf(f, "plot ");
-    for (size_t r = 0; r < lines; r++) {
-        const json_t *row = json_array_get(rows, r);
-        fprintf(f, "%s$d%zu using 1:2:3 with yerrorlines pt 7 ps 0.8 lw 2 lc rgb '%s' title 'batch %lld, context %lld'", r ? ", " : "", r, COLOUR(r),
+    fputs("plot ", f);
+    for (int r = 0; r < lines; r++) {
+        const json_t *row = json_array_get(rows, (size_t)r);
+        struct plot_style s = plot_style(r);
+        fprintf(f, "%s$d%d using 1:2:3 with yerrorlines pt %d ps 0.8 lw 2 lc rgb '%s' title 'batch %lld, context %lld'", r ? ", " : "", r, s.marker, s.colour,
                 (long long)json_integer_value(json_object_get(row, "batch")), (long long)json_integer_value(json_object_get(row, "context")));
     }
-    fprintf(f, "\n");
-    return lines > 0 && n > 0;
-}
-
-static int by_alpha(const void *x, const void *y)
-{
-    const struct summary *s = *(const struct summary *const *)x, *t = *(const struct summary *const *)y;
-    return (s->alpha > t->alpha) - (s->alpha < t->alpha);
-}
-
-static int loss_share(const struct ablation *a, FILE *f)
-{
-    double alpha[16];
-    int64_t G[64];
-    int n = group_counts(a, G, 64);
-    if (distinct_alphas(a, alpha, 16) < 2)
-        return 0;
-    fprintf(f, "set xlabel 'alpha: uptraining tokens / original pretraining tokens'\nset ylabel 'held-out loss, nats per token'\nset offsets graph 0.03, graph 0.03, graph 0.05, graph 0.05\n");
-    for (int k = 0; k < n; k++) {
-        const struct summary *list[256];
-        size_t m = 0;
-        for (int i = 0; i < a->n_summaries && m < 256; i++)
-            if (a->summaries[i].G == G[k])
-                list[m++] = &a->summaries[i];
-        qsort(list, m, sizeof *list, by_alpha);
-        fprintf(f, "$d%d << EOD\n", k);
-        for (size_t i = 0; i < m; i++) /* one line per method: at equal alpha the curve would fold, so only the best is drawn */
-            if (i == 0 || list[i]->alpha > list[i - 1]->alpha) {
-                double best = list[i]->mean;
-                for (size_t q = i; q < m && !(list[q]->alpha > list[i]->alpha); q++)
-                    best = list[q]->mean < best ? list[q]->mean : best;
-                fprintf(f, "%g %g\n", list[i]->alpha, best);
-            }
-        fprintf(f, "EOD\n");
-    }
-    fprintf(f, "plot ");
-    for (int k = 0; k < n; k++)
-        fprintf(f, "%s$d%d using 1:2 with linespoints pt 7 ps 0.8 lw 2 lc rgb '%s' title '%lld head%s%s'", k ? ", " : "", k, COLOUR(k), (long long)G[k], G[k] == 1 ? "" : "s",
-                G[k] == a->H ? " (control)" : "");
-    fprintf(f, ", %g with lines dt 2 lc rgb '#888888' title 'original'\n", a->cells[a->baseline].loss_final);
+    fputc('\n', f);
     return 1;
 }
 
-static int curves(const struct ablation *a, FILE *f)
+/* Solid: the best start at each share; dashed in the same colour: the plain one. The plain start's own beginning may lie far above
+ * everything else and is left outside. */
+int plot_share(const struct ablation *a, FILE *f)
 {
-    int n = 0;
-    fprintf(f, "set xlabel 'step'\nset ylabel 'training loss, nats per token'\n");
-    for (int i = 0; i < a->n_cells; i++) {
-        if (json_array_size(a->cells[i].curve) < 2)
-            continue;
-        fprintf(f, "$c%d << EOD\n", i);
-        for (size_t k = 0; k < json_array_size(a->cells[i].curve); k++) {
-            const json_t *p = json_array_get(a->cells[i].curve, k);
-            fprintf(f, "%g %g\n", json_number_value(json_array_get(p, 0)), json_number_value(json_array_get(p, 1)));
+    int64_t G[MOST_GROUPS];
+    double shares[MOST_SHARES], high = original_loss(a), low = high;
+    int n_groups = ablate_groups(a, G, MOST_GROUPS), n = ablate_shares(a, shares, MOST_SHARES), plain[MOST_GROUPS] = { 0 }, lines = 1;
+    if (n < 2 || n_groups < 2)
+        return 0;
+    for (int g = 0; g < n_groups; g++) {
+        for (int k = 0; k < n; k++) {
+            const struct summary *best = ablate_best(a, G[g], shares[k]), *other = G[g] == a->H ? NULL : ablate_plain(a, G[g], shares[k]);
+            high = best ? fmax(high, best->final.mean + best->final.sd) : high;
+            low = best ? fmin(low, best->final.mean - best->final.sd) : low;
+            high = other && shares[k] > 0 ? fmax(high, other->final.mean + other->final.sd) : high;
+            plain[g] |= other && other != best;
         }
-        fprintf(f, "EOD\n");
+        lines += 1 + plain[g];
     }
-    for (int i = 0; i < a->n_cells; i++)
-        if (json_array_size(a->cells[i].curve) >= 2) {
-            fprintf(f, "%s$c%d using 1:2 with lines lw 1.5 lc rgb '%s' title '%lld head%s, %s, %g'", n ? ", " : "plot ", i, COLOUR(n), (long long)a->cells[i].G,
-                    a->cells[i].G == 1 ? "" : "s", a->cells[i].method,
-                    a->cells[i].alpha);
-            n++;
+    plot_head(f, 600, 400 + 24 * ((lines + 1) / 2));
+    fputs("set xlabel 'uptraining, % of the original tokens'\nset ylabel 'held-out loss, nats per token'\n", f);
+    fprintf(f, "set xrange [%g:%g]\nset yrange [%.6g:%.6g]\n", -3 * shares[n - 1], 103 * shares[n - 1], low - 0.06 * (high - low), high + 0.08 * (high - low));
+    for (int g = 0; g < n_groups; g++)
+        for (int which = 0; which <= plain[g]; which++) {
+            fprintf(f, "$%c%d << EOD\n", which ? 'p' : 'b', g);
+            for (int k = 0; k < n; k++) {
+                const struct summary *s = which ? ablate_plain(a, G[g], shares[k]) : ablate_best(a, G[g], shares[k]);
+                if (s)
+                    fprintf(f, "%.6g %.6g %.6g\n", 100 * shares[k], s->final.mean, s->final.n > 1 ? s->final.sd : 0);
+            }
+            fputs("EOD\n", f);
         }
-    fprintf(f, "\n");
-    return n > 0;
-}
-
-/* gnuplot reads a script file and writes SVG to stdout. The prologue before <svg is dropped: the page inlines it. */
-static char *run_gnuplot(const char *script)
-{
-    char path[] = "/tmp/gqakit-plot-XXXXXX", command[128], *svg = NULL, buffer[8192];
-    int fd = mkstemp(path);
-    if (fd < 0)
-        return NULL;
-    size_t length = strlen(script), n = 0, used = 0;
-    int bad = write(fd, script, length) != (ssize_t)length;
-    close(fd);
-    snprintf(command, sizeof command, "gnuplot %s 2>/dev/null", path);
-    FILE *pipe = bad ? NULL : popen(command, "r");
-    FILE *f = open_memstream(&svg, &used);
-    while (pipe && f && (n = fread(buffer, 1, sizeof buffer, pipe)) > 0)
-        fwrite(buffer, 1, n, f);
-    int status = pipe ? pclose(pipe) : -1;
-    if (f)
-        fclose(f);
-    unlink(path);
-    char *start = svg && status == 0 ? strstr(svg, "<svg") : NULL;
-    char *result = start ? strdup(start) : NULL;
-    free(svg);
-    return result;
-}
-
-char *ablate_plot_svg(const struct ablation *a, enum ablate_plot which)
-{
-    static int (*const draw[N_PLOTS])(const struct ablation *, FILE *) = { quality_time, time_groups, loss_share, curves };
-    char *script = NULL;
-    size_t n = 0;
-    FILE *f = open_memstream(&script, &n);
-    if (!f)
-        return NULL;
-    fputs(head, f);
-    int any = draw[which](a, f);
-    fclose(f);
-    char *svg = any ? run_gnuplot(script) : NULL;
-    free(script);
-    return svg;
+    fputs("plot ", f);
+    for (int g = 0; g < n_groups; g++) {
+        struct plot_style s = plot_style(g);
+        const char *heads = G[g] == 1 ? "" : "s", *ink = G[g] == a->H ? INK_REFERENCE : s.colour;
+        fprintf(f, "$b%d using 1:2:3 with yerrorlines pt %d ps 0.8 lw 2 lc rgb '%s' title '%lld head%s, %s', ", g, s.marker, ink, (long long)G[g], heads,
+                G[g] == a->H ? "same data" : "best start");
+        if (plain[g])
+            fprintf(f, "$p%d using 1:2:3 with yerrorlines pt %d ps 0.5 lw 1.5 dt 3 lc rgb '%s' title '%lld head%s, %s', ", g, s.marker, s.colour, (long long)G[g], heads,
+                    *(const char *const *)a->config.method.items);
+    }
+    reference_line(f, original_loss(a), "original");
+    fputc('\n', f);
+    return 1;
 }

@@ -135,7 +135,7 @@ static enum code run_child(const char *path, char *const *argv, const char *log,
             ;
         c = code_of_status(status);
         if (c != OK)
-            c = fail(c, "%s: %s", program, last_line(&said));
+            c = fail(c, "%s: %s", program, c == ERR_STOPPED && said.n == 0 ? "stopped by a signal" : last_line(&said));
     }
     running_child = 0;
     sigaction(SIGINT, &old_int, NULL);
