@@ -18,6 +18,8 @@ struct session {
     const struct backend *backend;
     struct device *device;
     struct model *model;
+    struct checkpoint *reference_checkpoint; /* what score_windows compares with, session_reference; NULL */
+    struct model *reference;
 };
 struct session_options {
     const char *path;
@@ -28,6 +30,9 @@ struct session_options {
 /* Checkpoint and device; the model follows with session_model, when its sizes are known. */
 enum code session_open(struct session *s, const struct session_options *o) MUST_USE;
 enum code session_model(struct session *s, const struct session_options *o, struct model_options shape) MUST_USE;
+/* Opens a second checkpoint on the same device, of the same tokens; both models then exist side by side. Before session_model, which needs
+ * shape.taught = -1 then. o->dtype DT_NONE: as it is stored. */
+enum code session_reference(struct session *s, const struct session_options *o, struct model_options shape) MUST_USE;
 void session_close(struct session *s);
 /* Index into SESSION_DTYPES -> type; keep = bf16 if the checkpoint's weights are, else f32. */
 #define SESSION_DTYPES "keep|f32|bf16"
@@ -47,7 +52,11 @@ int stops_has(const struct stops *s, int32_t id);
 /* Sliding-window scoring of a token stream, as people compare perplexities: windows of `context` predictions, each starting `stride`
  * after the last; only predictions not yet scored count. stride = context: disjoint windows. */
 struct window_options { int64_t context, stride, limit /* tokens, 0: all */; int pack, eos; };
-struct window_result { double nats; int64_t tokens; double stderr_nats; }; /* nats: sum of -ln p over tokens */
+struct window_result {
+    double nats, stderr_nats; /* sum of -ln p over tokens; standard error of their mean */
+    int64_t tokens;
+    double kl, kl_stderr;     /* sum of KL(reference || model), where score_windows has a reference */
+};
 /* Rows scored at once: the model must be opened with B at least this and T = context. */
 int64_t window_rows(int64_t context);
 /* ERR_NUMERIC when a loss is not finite, ERR_INPUT when there is nothing to predict. */

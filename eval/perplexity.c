@@ -5,7 +5,7 @@
 #include <stdio.h>
 
 struct options {
-    const char *data, *tokenizer, *device;
+    const char *data, *reference, *tokenizer, *device;
     int64_t context, stride, limit, threads;
     int dtype, format, pack, json;
 };
@@ -13,6 +13,7 @@ struct options {
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
 static const struct cli_flag flags[] = {
     FLAG("--data", CLI_STR, data, "FILE", "tokens (llm.c .bin, raw, Megatron) or text (.txt, .jsonl, each also .gz)"),
+    FLAG("--reference", CLI_STR, reference, "CKPT", "also the divergence from this model, of the same tokens: KL(reference || CKPT) in nats per token"),
     FLAG("--format", CLI_CHOICE, format, "auto|llmc|raw|megatron|text|jsonl", "of --data (default auto: by magic and extension)"),
     FLAG("--tokenizer", CLI_STR, tokenizer, "PATH|bytes|model", "for text (default model: the checkpoint's own)"),
     FLAG("--context", CLI_INT, context, "N", "tokens a prediction may see (default: the model's positions, at most 1024)"),
@@ -27,7 +28,8 @@ static const struct cli_flag flags[] = {
 static const struct cli cli = {
     "gqa-eval perplexity", "CKPT --data FILE [flags]",
     "Scores every token of FILE by sliding windows and prints the mean loss in nats per token with its standard error, the\n"
-    "perplexity exp(loss), and bits per byte of text, which can be compared between tokenizers.",
+    "perplexity exp(loss), and bits per byte of text, which can be compared between tokenizers. With --reference also how far the\n"
+    "probabilities are from those of another model of the same tokens, the one before its conversion say.",
     flags, (int)(sizeof flags / sizeof flags[0]), 1, 1,
 };
 
@@ -44,6 +46,11 @@ static void print_result(struct session *s, const struct options *o, const struc
         json_object_set_new(j, "perplexity", json_real(exp(loss)));
         json_object_set_new(j, "bytes", bytes > 0 ? json_integer(bytes) : json_null());
         json_object_set_new(j, "bits_per_byte", bytes > 0 ? json_real(bits) : json_null());
+        if (s->reference) {
+            json_object_set_new(j, "reference", json_string(ckpt_path(s->reference_checkpoint)));
+            json_object_set_new(j, "kl_per_token", json_real(r->kl / (double)r->tokens));
+            json_object_set_new(j, "kl_stderr", json_real(r->kl_stderr));
+        }
         json_object_set_new(j, "context", json_integer(w->context));
         json_object_set_new(j, "stride", json_integer(w->stride));
         json_print(j, 2);
@@ -53,6 +60,8 @@ static void print_result(struct session *s, const struct options *o, const struc
     printf("tokens scored      %lld\nnats per token     %.4f +- %.4f\nperplexity         %.4f\n", (long long)r->tokens, loss, r->stderr_nats, exp(loss));
     if (bytes > 0)
         printf("bits per byte      %.4f\n", bits);
+    if (s->reference)
+        printf("KL to reference    %.5f +- %.5f\n", r->kl / (double)r->tokens, r->kl_stderr);
     printf("context, stride    %lld, %lld\n", (long long)w->context, (long long)w->stride);
 }
 
@@ -80,8 +89,16 @@ static enum code measure(struct session *s, const struct session_options *so, st
     struct window_result r;
     if (c == OK)
         c = tokens_open(&tokens, o->data, &to);
+    struct model_options shape = { .B = window_rows(w.context), .T = w.context };
+    if (c == OK && o->reference) {
+        struct session_options other = *so;
+        other.path = o->reference;
+        other.dtype = o->dtype == 0 ? DT_NONE : so->dtype;
+        c = session_reference(s, &other, shape);
+        shape.taught = -1;
+    }
     if (c == OK)
-        c = session_model(s, so, (struct model_options){ .B = window_rows(w.context), .T = w.context });
+        c = session_model(s, so, shape);
     if (c == OK)
         c = score_windows(s, &tokens, 1, &w, &r);
     if (c == OK) /* bits per byte need the bytes of exactly the tokens scored: whole files, without a mask */

@@ -27,9 +27,20 @@ enum code session_model(struct session *s, const struct session_options *o, stru
     return model_load(s->model, s->checkpoint);
 }
 
+enum code session_reference(struct session *s, const struct session_options *o, struct model_options shape)
+{
+    TRY(ckpt_open(&s->reference_checkpoint, o->path, NULL));
+    TRY(model_same_tokens(s->checkpoint, s->reference_checkpoint));
+    shape.dtype = o->dtype != DT_NONE ? o->dtype : session_dtype(0, ckpt_arch(s->reference_checkpoint));
+    TRY(model_open(&s->reference, ckpt_arch(s->reference_checkpoint), s->backend, s->device, &shape));
+    return model_load(s->reference, s->reference_checkpoint);
+}
+
 void session_close(struct session *s)
 {
     model_close(s->model);
+    model_close(s->reference);
+    ckpt_close(s->reference_checkpoint);
     if (s->device)
         s->backend->device_close(s->device);
     ckpt_close(s->checkpoint);

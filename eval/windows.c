@@ -53,23 +53,37 @@ static void fill_row(const struct tokens *t, const struct window_options *o, str
     }
 }
 
-static void add_rows(const struct batch *b, int64_t rows, const float *logp, struct blocks *blocks, struct window_result *r)
+struct scorer {
+    struct session *s;
+    const struct window_options *o;
+    struct batch b;
+    float *logp;
+    double *kl; /* [B], with a reference */
+    int32_t *ids;
+    uint8_t *mask;
+    struct blocks blocks, kl_blocks;
+    struct progress p;
+    int64_t done;
+};
+
+static void add_rows(struct scorer *scorer, const struct batch *b, int64_t rows, struct window_result *r)
 {
     for (int64_t row = 0; row < rows; row++) {
         double s = 0, c = 0;
         for (int64_t k = row * b->T; k < (row + 1) * b->T; k++)
             if (b->targets[k] >= 0) {
-                s -= (double)logp[k];
+                s -= (double)scorer->logp[k];
                 c += 1;
             }
         if (c > 0)
-            blocks_add(blocks, s, c);
+            blocks_add(&scorer->blocks, s, c);
+        if (c > 0 && scorer->s->reference)
+            blocks_add(&scorer->kl_blocks, scorer->kl[row], c);
+        r->kl += scorer->kl[row];
         r->nats += s;
         r->tokens += (int64_t)c;
     }
 }
-
-struct scorer { struct session *s; const struct window_options *o; struct batch b; float *logp; int32_t *ids; uint8_t *mask; struct blocks blocks; struct progress p; int64_t done; };
 
 static enum code score_file(struct scorer *k, const struct tokens *t, struct window_result *r)
 {
@@ -88,8 +102,9 @@ static enum code score_file(struct scorer *k, const struct tokens *t, struct win
         b.B = rows;
         double loss = 0;
         int64_t count = 0;
+        memset(k->kl, 0, (size_t)k->b.B * sizeof *k->kl);
         TRY(model_score(k->s->model, &b, view_2d(k->logp, DT_F32, rows, b.T), &loss, &count));
-        add_rows(&b, rows, k->logp, &k->blocks, r);
+        add_rows(k, &b, rows, r);
         char text[48];
         snprintf(text, sizeof text, "nats %.4f", r->tokens ? r->nats / (double)r->tokens : 0.0);
         progress_update(&k->p, k->done + scored, text);
@@ -111,21 +126,27 @@ enum code score_windows(struct session *s, struct tokens *const *files, int n_fi
     k.logp = malloc((size_t)(k.b.B * k.b.T) * sizeof *k.logp);
     k.ids = malloc((size_t)(o->context + 1) * sizeof *k.ids);
     k.mask = malloc((size_t)(o->context + 1));
-    enum code c = k.logp && k.ids && k.mask ? OK : fail(ERR_MEMORY, "out of memory for windows of %lld tokens", (long long)o->context);
+    k.kl = calloc((size_t)k.b.B, sizeof *k.kl);
+    struct model_teacher teacher = { .model = s->reference, .weight = 1.0f, .temperature = 1.0f, .kl_rows = k.kl };
+    model_teach(s->model, s->reference ? &teacher : NULL);
+    enum code c = k.logp && k.ids && k.mask && k.kl ? OK : fail(ERR_MEMORY, "out of memory for windows of %lld tokens", (long long)o->context);
     for (int i = 0; i < n_files; i++)
         total += tokens_count(files[i]) - 1;
     progress_begin(&k.p, "score", o->limit > 0 && total > o->limit * n_files ? o->limit * n_files : total);
     for (int i = 0; c == OK && i < n_files; i++)
         c = score_file(&k, files[i], r);
     progress_end(&k.p);
+    model_teach(s->model, NULL);
     r->stderr_nats = blocks_stderr(&k.blocks);
+    r->kl_stderr = blocks_stderr(&k.kl_blocks);
     free(k.logp);
+    free(k.kl);
     free(k.ids);
     free(k.mask);
     batch_free(&k.b);
     if (c == OK && r->tokens == 0)
         c = fail(ERR_INPUT, "the data holds no token to predict");
-    if (c == OK && !isfinite(r->nats))
+    if (c == OK && !(isfinite(r->nats) && isfinite(r->kl)))
         c = fail(ERR_NUMERIC, "%s: the loss is not finite; look for NaN or infinite weights with gqa-convert", ckpt_path(s->checkpoint));
     return c;
 }

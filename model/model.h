@@ -72,6 +72,9 @@ enum code model_init(struct model *m, double sd, uint64_t seed) MUST_USE;
  * neither and V = 256. ERR_USAGE when it has none. Free with tokenizer_close. */
 enum code model_tokenizer(struct tokenizer **t, struct checkpoint *ck) MUST_USE;
 
+/* OK when a token means the same to both: as many of them, and the same pieces where both have tokenizer files. ERR_USAGE says what differs. */
+enum code model_same_tokens(struct checkpoint *a, struct checkpoint *b) MUST_USE;
+
 /* ---- forward and backward ------------------------------------------------------------------------------------------ */
 
 /* Adds this micro-batch's gradients to model_flat().grads, the sum of -ln p to *loss_sum and the valid targets to *count.

@@ -112,7 +112,11 @@ static void test_refusals_name_the_line(void **state)
     refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, refit: procrustes}\n", ERR_USAGE, "gqa.refit");
     refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, refit: all}\n", ERR_USAGE, "gqa.calibration");
     refused(HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2, calibration_tokens: 10}\n", ERR_USAGE, "calibration_tokens");
-    refused(HEAD "max_steps: 5\ndistill: {teacher: x}\n", ERR_UNSUPPORTED, "later version");
+    refused(HEAD "max_steps: 5\ndistill: {weight: 0.3}\n", ERR_USAGE, "distill needs a teacher");
+    refused(HEAD "max_steps: 5\ndistill: {teacher: x, cache: f}\n", ERR_USAGE, "needs distill.top_k");
+    refused(HEAD "max_steps: 5\ndistill: {teacher: x, weight: 1.5}\n", ERR_USAGE, "distill.weight");
+    refused(HEAD "max_steps: 5\ndistill: {teacher: x, temperature: 0}\n", ERR_USAGE, "distill.temperature");
+    refused(HEAD "max_steps: 5\ndistill: {techer: x}\n", ERR_USAGE, "distill.teacher");
     refused(HEAD "max_steps: 5\ngqa: {method: mean}\n", ERR_USAGE, "num_key_value_heads");
     refused(HEAD "max_steps: 5\ninit: random\n", ERR_USAGE, "model.init");
     refused("data: {train: a}\noutput_dir: o\nsequence_len: 4\nmax_steps: 1\n", ERR_USAGE, "model.path");

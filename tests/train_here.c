@@ -12,7 +12,7 @@ enum code train_here_open(struct run *r, const struct train_here *t)
     memset(r, 0, sizeof *r);
     r->log.fd = r->log.board.fd = -1;
     r->state = (struct progress_state){.eval_step = -1, .line_step = -1, .loss = (double)NAN, .grad_norm = (double)NAN, .lr = (double)NAN,
-                                       .loss_zero = (double)NAN, .loss_eval = (double)NAN};
+                                       .kl = (double)NAN, .loss_zero = (double)NAN, .loss_eval = (double)NAN};
     r->backend = t->backend;
     snprintf(dir, sizeof dir, "output_dir=%s/%s", temp_dir(), t->out);
     overrides[n++] = dir;
@@ -29,7 +29,11 @@ enum code train_here_open(struct run *r, const struct train_here *t)
     TRY(io_mkdirs(r->options.output_dir));
     TRY(setup_source(r));
     TRY(setup_data(r));
+    TRY(distill_open(r));
+    TRY(distill_cache_path(r));
+    TRY(distill_cache_make(r));
     TRY(setup_model(r));
+    TRY(distill_attach(r));
     TRY(state_resume(r, &resumed));
     TRY(runlog_open(&r->log, r->options.output_dir, 1, 0, resumed ? r->state.line_step : -1));
     r->log.quiet = 1;
@@ -42,6 +46,7 @@ void train_here_close(struct run *r)
     free(r->arrays);
     free(r->saved_path);
     batch_free(&r->batch);
+    distill_close(r);
     if (r->optimizer.backend)
         optimizer_close(&r->optimizer);
     model_close(r->model);

@@ -22,11 +22,11 @@ static json_t *real(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-static enum code source_files(const struct run *r, json_t *out)
+static enum code files_of(const struct checkpoint *ck, json_t *out)
 {
     const char *const *names;
-    const char *path = ckpt_path(r->source);
-    int n = ckpt_files(r->source, &names);
+    const char *path = ckpt_path(ck);
+    int n = ckpt_files(ck, &names);
     for (int i = 0; i < n; i++) {
         char hex[65], *file = io_is_dir(path) ? io_join(path, names[i]) : strdup(path);
         enum code c = file ? sha256_file(file, hex) : fail(ERR_MEMORY, "%s: out of memory while hashing", path);
@@ -52,17 +52,21 @@ static enum code facts_make(const struct run *r, json_t **facts)
 {
     const struct progress_state *s = &r->state;
     json_t *files = json_array(), *config = options_to_json(&r->options);
-    enum code c = r->source ? source_files(r, files) : OK;
+    enum code c = r->source ? files_of(r->source, files) : OK;
+    json_t *teacher = distill_to_json(r), *taught = json_array();
+    if (c == OK && r->distill.checkpoint)
+        c = files_of(r->distill.checkpoint, taught);
+    json_object_set_new(teacher, "files", taught);
     char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS), hex[65] = "";
     if (text)
         sha256_of(text, strlen(text), hex);
     free(text);
-    *facts = json_pack("{s:s, s:s, s:{s:s?, s:o}, s:o, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:i, s:s, s:o}", "program", "gqa-uptrain",
+    *facts = json_pack("{s:s, s:s, s:{s:s?, s:o}, s:o, s:s, s:o, s:I, s:I, s:I, s:o, s:o, s:o, s:i, s:s, s:o, s:o}", "program", "gqa-uptrain",
                        "version", GQAKIT_VERSION, "source", "path", r->options.model_path, "files", files, "config", config,
                        "config_sha256", hex, "data", dataset_to_json(&r->data, &r->options), "steps", (json_int_t)s->step, "tokens",
                        (json_int_t)s->tokens, "skipped", (json_int_t)s->skips, "loss_before", real(s->loss_zero), "loss_after",
                        real(s->loss_eval), "train_loss", real(s->loss), "threads", host_threads(), "isa", host_isa_name(host_isa()),
-                       "source_provenance", source_provenance(r));
+                       "distill", teacher, "source_provenance", source_provenance(r));
     if (c == OK && !*facts)
         c = fail(ERR_MEMORY, "out of memory for the provenance");
     return c;
@@ -102,6 +106,7 @@ static enum code card_make(const struct run *r, const json_t *facts, char **card
         fprintf(f, "| validation loss before (nats/token) | %.4f |\n", s->loss_zero);
     if (isfinite(s->loss_eval))
         fprintf(f, "| validation loss after (nats/token) | %.4f |\n", s->loss_eval);
+    distill_card(r, f);
     fprintf(f, "| skipped steps | %lld |\n| config sha256 | %s |\n\n", (long long)s->skips,
             json_string_value(json_object_get(facts, "config_sha256")));
     char *yaml = config_json_to_yaml(json_object_get(facts, "config"));

@@ -35,6 +35,8 @@ static void print_memory(const struct plan *p)
     log_info("memory: %.1f MiB = parameters %.1f + gradients %.1f + moments %.1f + activations %.1f + scratch %.1f", (double)p->total * mib,
              (double)p->memory.parameters * mib, (double)p->memory.gradients * mib, (double)p->moments * mib,
              (double)p->memory.activations * mib, (double)p->memory.scratch * mib);
+    if (p->teacher_total)
+        log_info("teacher: %.1f MiB of its own%s", (double)p->teacher_total * mib, p->cache.windows ? ", only while its tokens are computed" : "");
 }
 
 static enum code write_config(const struct run *r)
@@ -63,6 +65,8 @@ static void print_summary(const struct run *r, const char *final)
                                                     (json_int_t)s->tokens, "loss_zero_step", real(s->loss_zero), "loss_final", real(s->loss_eval),
                                                     "train_loss", real(s->loss), "skipped", (json_int_t)s->skips, "seconds", s->seconds, "tok_s",
                                                     rate, "peak_rss", (json_int_t)host_peak_rss(), "final", final));
+        if (isfinite(s->kl))
+            json_object_set_new(j, "kl", json_real(s->kl));
         json_print(j, 2);
         json_decref(j);
         return;
@@ -77,6 +81,8 @@ static void print_summary(const struct run *r, const char *final)
         printf("loss after   %.4f nats/token\n", s->loss_eval);
     if (isfinite(s->loss))
         printf("train loss   %.4f\n", s->loss);
+    if (isfinite(s->kl))
+        printf("KL           %.4f nats/token to the teacher (last step)\n", s->kl);
     printf("skipped      %lld\ntime         %s, %s tokens/s\nresult       %s\n", (long long)s->skips, spent, count, final);
 }
 
@@ -93,7 +99,9 @@ static enum code train(struct run *r, const struct plan *plan, int quiet)
     int resumed = 0;
     char *final = NULL;
     print_memory(plan);
+    TRY(distill_cache_make(r));
     TRY(setup_model(r));
+    TRY(distill_attach(r));
     TRY(state_resume(r, &resumed));
     if (resumed)
         log_info("resumed at step %lld of %lld from %s", (long long)r->state.step, (long long)r->budget.steps, r->saved_path);
@@ -129,6 +137,8 @@ static enum code run_all(struct run *r, const struct arguments *a, const struct 
         TRY(take_lock(r));
     TRY(setup_source(r));
     TRY(setup_data(r));
+    TRY(distill_open(r));
+    TRY(distill_cache_path(r));
     TRY(plan_make(r, &plan));
     if (r->plan)
         plan_print(r, &plan);
@@ -142,6 +152,7 @@ static void run_close(struct run *r)
     free(r->arrays);
     free(r->saved_path);
     batch_free(&r->batch);
+    distill_close(r);
     if (r->optimizer.backend)
         optimizer_close(&r->optimizer);
     model_close(r->model);
@@ -181,7 +192,7 @@ int main(int argc, char **argv)
     r.plan = a.plan;
     r.json = a.json;
     r.log.fd = r.log.board.fd = -1;
-    r.state = (struct progress_state){.eval_step = -1, .line_step = -1, .loss = (double)NAN, .grad_norm = (double)NAN, .lr = (double)NAN,
+    r.state = (struct progress_state){.eval_step = -1, .line_step = -1, .loss = (double)NAN, .grad_norm = (double)NAN, .lr = (double)NAN, .kl = (double)NAN,
                                       .loss_zero = (double)NAN, .loss_eval = (double)NAN};
     c = run_all(&r, &a, &words);
     int status = fail_exit("gqa-uptrain", c);

@@ -75,7 +75,11 @@ static const struct config_field fields[] = {
     CHOICE("activation_checkpointing", checkpointing, "none", "none|block|false|true", "gradient_checkpointing|enable_activation_checkpointing",
            "block: keep each block's input only and compute the block again in the backward pass"),
     KEY("freeze", CONFIG_STRS, freeze, NULL, NULL, "globs of tensor names that stay as they are, e.g. [embed.*, dec.0.*]", 0, 0),
-    KEY("distill", CONFIG_MAP, distill, NULL, NULL, "train against a teacher: not in this version", 0, 0),
+    KEY("distill.teacher", CONFIG_STR, distill.teacher, NULL, "distill.model", "checkpoint whose probabilities are learned too (default: the model before gqa converts it)", 0, 0),
+    KEY("distill.weight", CONFIG_FLOAT, distill.weight, "0.5", "distill.alpha", "w: the loss is (1-w) cross-entropy + w temperature^2 KL(teacher || model); 0: no teacher", 0, 1),
+    KEY("distill.temperature", CONFIG_FLOAT, distill.temperature, "1", NULL, "of both softmaxes in that KL", 0.01, 100),
+    KEY("distill.top_k", CONFIG_INT, distill.top_k, "0", NULL, "keep the teacher's k most likely tokens on disk, computed once; 0: all tokens, the teacher in memory", 0, 1 << 20),
+    KEY("distill.cache", CONFIG_STR, distill.cache, NULL, NULL, "FILE or DIR for them, shared between runs (default: output_dir/cache)", 0, 0),
     KEY("save_steps", CONFIG_INT, save_steps, "500", "save_interval|train.save_interval", "checkpoint every so many steps and at the end; 0: only on a signal", 0, BIG),
     KEY("save_total_limit", CONFIG_INT, save_total_limit, "2", "save_num_checkpoints_to_keep", "checkpoints kept (at least 2: the last one may be damaged)", 2, 1 << 20),
     KEY("eval_steps", CONFIG_INT, eval_steps, "250", "eval_interval|run_val_every_n_steps", "validation loss every so many steps; 0: first and last only", 0, BIG),
@@ -182,6 +186,8 @@ static int wanted(const struct options *o, const char *key)
     if (!strncmp(key, "model.arch.", 11) && o->init != INIT_RANDOM)
         return 0;
     if (!strncmp(key, "gqa.", 4) && o->gqa.kv_heads == UNSET_INT)
+        return 0;
+    if (!strncmp(key, "distill.", 8) && !o->distill.on)
         return 0;
     if (!strcmp(key, "master_weights") && o->precision != PRECISION_BF16)
         return 0;

@@ -36,6 +36,14 @@ struct optimizer_options {
 
 struct schedule_options { int name; int64_t warmup_steps; double warmup_ratio, min_lr_ratio, decay_ratio; };
 
+struct distill_options {
+    const char *teacher;    /* after options_load set when on */
+    double weight, temperature;
+    int64_t top_k;          /* 0: the teacher in memory */
+    const char *cache;      /* file or directory; NULL: output_dir/cache */
+    int on;                 /* the block is there and its weight is not 0 */
+};
+
 struct options {
     struct config *config; /* owns the strings */
     const char *file;
@@ -52,7 +60,7 @@ struct options {
     struct schedule_options schedule;
     int precision, master_weights, checkpointing;
     struct config_list freeze;
-    const struct config_node *distill;
+    struct distill_options distill;
     int64_t save_steps, eval_steps, eval_batches, logging_steps, save_total_limit;
     const char *resume; /* "auto", "never" or a path */
     int64_t seed, threads, max_skips;

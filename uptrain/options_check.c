@@ -110,6 +110,25 @@ static enum code check_optimizer(struct options *o)
     return OK;
 }
 
+static enum code check_distill(struct options *o)
+{
+    struct distill_options *d = &o->distill;
+    d->on = has(o, "distill") && d->weight > 0.0;
+    if (d->cache && d->top_k == 0)
+        return fail(ERR_USAGE, "%s: distill.cache holds the teacher's most likely tokens, so it needs distill.top_k (32, say); without top_k the "
+                    "teacher stays in memory", at(o, "distill.cache"));
+    if (!d->on)
+        return OK;
+    if (d->teacher && !*d->teacher)
+        return fail(ERR_USAGE, "%s: distill.teacher is empty", at(o, "distill.teacher"));
+    if (!d->teacher && o->gqa.kv_heads == UNSET_INT)
+        return fail(ERR_USAGE, "%s: distill needs a teacher: only with a gqa block it is the model before conversion; set distill.teacher to the original "
+                    "checkpoint", at(o, "distill"));
+    if (!d->teacher)
+        d->teacher = o->model_path;
+    return OK;
+}
+
 enum code options_check(struct options *o)
 {
     if (!o->output_dir || !*o->output_dir)
@@ -120,9 +139,7 @@ enum code options_check(struct options *o)
     TRY(check_batch(o));
     TRY(check_budget(o));
     TRY(check_optimizer(o));
-    if (o->distill || has(o, "distill"))
-        return fail(ERR_UNSUPPORTED, "%s: distill (training against a teacher's probabilities) comes in a later version; remove the block "
-                    "to train with cross-entropy", at(o, "distill"));
+    TRY(check_distill(o));
     if (has(o, "master_weights") && !o->master_weights && o->precision != PRECISION_BF16)
         return fail(ERR_USAGE, "%s: master_weights: false goes with precision: bf16; fp32 weights are their own masters", at(o, "master_weights"));
     if (!*o->resume)

@@ -42,6 +42,25 @@ static enum code gemm_rate(const struct run *r, int64_t n, double *flops_per_sec
     return c;
 }
 
+/* A teacher in memory stands beside the student; one whose tokens are kept on disk was there before it. */
+static enum code plan_teacher(struct run *r, struct plan *p)
+{
+    const struct model_memory *t = &p->teacher;
+    if (!r->distill.checkpoint)
+        return OK;
+    struct model_options m = distill_model_options(r);
+    TRY(fail_in(model_measure(ckpt_arch(r->distill.checkpoint), r->backend, r->device, &m, &p->teacher), "distill.teacher"));
+    p->teacher_total = t->parameters + t->activations + t->scratch;
+    TRY(distill_cache_need(r, &p->cache));
+    if (!r->distill.cache_path) {
+        p->total += p->teacher_total;
+        return OK;
+    }
+    if (p->cache.missing > 0 && p->teacher_total > p->total)
+        p->total = p->teacher_total;
+    return io_free_bytes(r->distill.cache_path, &p->cache_free);
+}
+
 enum code plan_make(struct run *r, struct plan *p)
 {
     static const int64_t width[] = {0, 4, 2, 2};
@@ -52,6 +71,7 @@ enum code plan_make(struct run *r, struct plan *p)
     TRY(model_measure(&r->arch, r->backend, r->device, &m, &p->memory));
     p->moments = 2 * p->memory.gradients; /* one layout */
     p->total = p->memory.parameters + p->memory.gradients + p->moments + p->memory.activations + p->memory.scratch;
+    TRY(plan_teacher(r, p));
     p->parameters = arch_parameters(&r->arch);
     p->flops = model_train_flops_per_token(&r->arch, o->sequence_len) * (double)r->budget.tokens;
     int64_t element = width[o->dtype] ? width[o->dtype] : o->init == INIT_RANDOM ? 4 : (int64_t)dtype_bytes(r->arch.dtype);
@@ -77,7 +97,14 @@ enum code plan_check(const struct run *r, const struct plan *p)
         format_bytes(need, (double)p->total);
         format_bytes(have, (double)memory);
         return fail(ERR_MEMORY, "%s: training takes %s, this machine has %s; lower micro_batch_size (now %lld) or sequence_len, or set "
-                    "activation_checkpointing: block", r->options.file, need, have, (long long)r->options.micro_batch_size);
+                    "activation_checkpointing: block%s", r->options.file, need, have, (long long)r->options.micro_batch_size,
+                    p->teacher_total && !r->distill.cache_path ? ", or distill.top_k, which keeps the teacher's words on disk instead of the teacher in memory" : "");
+    }
+    if (r->distill.cache_path && p->cache.bytes > p->cache_free) {
+        format_bytes(need, (double)p->cache.bytes);
+        format_bytes(have, (double)p->cache_free);
+        return fail(ERR_IO, "%s: the teacher's tokens take up to %s, %s are free; free space, lower distill.top_k, or name another distill.cache",
+                    r->distill.cache_path, need, have);
     }
     if (p->disk_needed > p->disk_free) {
         format_bytes(need, (double)p->disk_needed);
@@ -112,6 +139,10 @@ static void print_json(const struct run *r, const struct plan *p)
         (json_int_t)p->disk_free, "data", dataset_to_json(&r->data, o), "windows", (json_int_t)r->data.train_order.windows, "schedule", "name",
         schedule_name(r, name), "lr", o->optimizer.lr, "min_lr", o->optimizer.lr * o->schedule.min_lr_ratio, "warmup_steps",
         (json_int_t)r->budget.warmup, "decay_steps", (json_int_t)r->budget.decay, "config", options_to_json(o)));
+    if (r->distill.checkpoint)
+        json_object_set_new(j, "teacher", json_pack("{s:s, s:I, s:s?, s:I, s:I, s:I}", "path", o->distill.teacher, "memory", (json_int_t)p->teacher_total,
+                                                    "cache", r->distill.cache_path, "windows", (json_int_t)p->cache.windows, "missing",
+                                                    (json_int_t)p->cache.missing, "cache_bytes_at_most", (json_int_t)p->cache.bytes));
     json_print(j, 2);
     json_decref(j);
 }
@@ -121,6 +152,21 @@ static void row_bytes(const char *name, int64_t bytes)
     char text[16];
     format_bytes(text, (double)bytes);
     printf("  %-20s %s\n", name, text);
+}
+
+static void print_teacher(const struct run *r, const struct plan *p)
+{
+    const struct distill_options *d = &r->options.distill;
+    char most[16];
+    if (!r->distill.checkpoint)
+        return;
+    printf("distill                %s, weight %g, temperature %g, %s\n", d->teacher, d->weight, d->temperature,
+           d->top_k > 0 ? "from its most likely tokens" : "the teacher in memory");
+    if (!r->distill.cache_path)
+        return;
+    format_bytes(most, (double)p->cache.bytes);
+    printf("  cache                %s: %lld tokens of each position, %lld of %lld samples missing, at most %s before compression\n", r->distill.cache_path,
+           (long long)d->top_k, (long long)p->cache.missing, (long long)p->cache.windows, most);
 }
 
 void plan_print(const struct run *r, const struct plan *p)
@@ -145,12 +191,15 @@ void plan_print(const struct run *r, const struct plan *p)
         printf(", decay over the last %lld", (long long)r->budget.decay);
     format_duration(b, p->seconds);
     printf("\ncompute                %.3g FLOPs, about %s on %s\n", p->flops, b, r->backend->device_name(r->device));
+    print_teacher(r, p);
     printf("memory\n");
     row_bytes("parameters", p->memory.parameters);
     row_bytes("gradients", p->memory.gradients);
     row_bytes("moments", p->moments);
     row_bytes("activations", p->memory.activations);
     row_bytes("scratch", p->memory.scratch);
+    if (p->teacher_total)
+        row_bytes(r->distill.cache_path ? "teacher (before)" : "teacher", p->teacher_total);
     row_bytes("total", p->total);
     printf("disk\n");
     row_bytes("needed", p->disk_needed);

@@ -3,6 +3,8 @@
 #ifndef GQAKIT_UPTRAIN_RUN_H
 #define GQAKIT_UPTRAIN_RUN_H
 
+#include <stdio.h>
+
 #include "base/base.h"
 #include "checkpoints/checkpoint.h"
 #include "data/data.h"
@@ -29,6 +31,7 @@ struct optimizer_range { int64_t from, count; int decay, frozen; float *p; uint1
  * between waits for the device. */
 struct step_scalars {
     double loss_sum, norm; /* sum of -ln p; of the accumulated gradients, NaN or inf when the step was skipped */
+    double kl_sum;         /* of KL(teacher || model) over the valid targets */
     int64_t count;         /* valid targets */
     float inv_count, clip;
     int32_t skip;
@@ -54,9 +57,22 @@ struct progress_state {
     int64_t step, tokens;
     int64_t skips, skips_row;         /* skipped steps: all, and in a row up to now */
     int64_t eval_step, line_step;     /* last step evaluated, last step logged; -1 none */
-    double loss, grad_norm, lr;       /* of the last step; NaN before the first */
+    double loss, grad_norm, lr, kl;   /* of the last step; NaN before the first, kl also without a teacher */
     double loss_zero, loss_eval;      /* validation loss at step 0 and at eval_step; NaN when there is none */
     double seconds;                   /* of training, over all resumes */
+};
+
+/* The teacher of a run: a model beside the student, or its most likely tokens on disk. */
+struct distill {
+    struct checkpoint *checkpoint; /* NULL: no teacher */
+    char hash[33];                 /* of its files, in the order of their names */
+    struct model *model;           /* in memory; with a cache only while that is made */
+    struct teacher_cache *cache;
+    char *cache_path;
+    struct model_teacher teacher;  /* what the student holds */
+    struct arena arena;            /* device: ids and logp of a micro-batch */
+    int32_t *ids;                  /* host: of one window */
+    float *logp;
 };
 
 struct run {
@@ -75,6 +91,7 @@ struct run {
     struct dataset data;
     struct model *model;
     struct optimizer optimizer;
+    struct distill distill;
     struct batch batch;
     struct progress_state state;
     struct runlog log;
@@ -116,6 +133,22 @@ enum code optimizer_step(struct optimizer *p, const struct optimizer_options *o,
 /* Waits for the step and tells what it left. */
 enum code optimizer_result(struct optimizer *p, struct step_scalars *result) MUST_USE;
 
+/* distill.c. open: the checkpoint, and whether it can teach this run. attach: after setup_model. batch: what the cache holds of the samples
+ * from `first` on that are in r->batch. teach 0: pauses, for plain evaluation. */
+enum code distill_open(struct run *r) MUST_USE;
+enum code distill_attach(struct run *r) MUST_USE;
+enum code distill_batch(struct run *r, int64_t first) MUST_USE;
+void distill_teach(struct run *r, int on);
+void distill_close(struct run *r);
+struct model_options distill_model_options(const struct run *r);
+void distill_card(const struct run *r, FILE *f);
+json_t *distill_to_json(const struct run *r); /* for provenance; null without a teacher */
+/* distill_cache.c. The file this run reads (NULL: none), what of it is missing, and making that. */
+struct distill_need { int64_t windows, missing, bytes; }; /* that the run sees; not in the file yet; bytes they take at most */
+enum code distill_cache_need(struct run *r, struct distill_need *n) MUST_USE;
+enum code distill_cache_make(struct run *r) MUST_USE;
+enum code distill_cache_path(struct run *r) MUST_USE;
+
 /* evaluate.c. Nats per token over the first eval_windows samples of the validation data. *stopped: a signal ended it early. */
 enum code evaluate(struct run *r, double *loss, int *stopped) MUST_USE;
 
@@ -128,7 +161,13 @@ enum code state_resume(struct run *r, int *resumed) MUST_USE;
 enum code trainer_run(struct run *r) MUST_USE;
 
 /* plan.c */
-struct plan { struct model_memory memory; int64_t moments, total, disk_needed, disk_free, parameters; double flops, seconds; };
+struct plan {
+    struct model_memory memory, teacher; /* teacher: a model that only scores */
+    int64_t moments, teacher_total, total, disk_needed, disk_free, parameters;
+    struct distill_need cache;
+    int64_t cache_free; /* bytes where the cache will be */
+    double flops, seconds;
+};
 enum code plan_make(struct run *r, struct plan *p) MUST_USE;
 void plan_print(const struct run *r, const struct plan *p);
 enum code plan_check(const struct run *r, const struct plan *p) MUST_USE; /* ERR_MEMORY, ERR_IO when it will not fit */

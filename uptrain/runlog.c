@@ -76,17 +76,19 @@ static void number(char out[32], const char *format, double v)
 
 static enum code write_line(struct runlog *l, const struct runlog_line *x)
 {
-    char text[512], loss[32], lr[32], norm[32], rate[32], eval[64] = "";
+    char text[512], loss[32], lr[32], norm[32], rate[32], kl[64] = "", eval[64] = "";
     number(loss, "%.9g", x->loss);
     number(lr, "%.9g", x->lr);
     number(norm, "%.9g", x->grad_norm);
     number(rate, "%.1f", x->tok_s);
+    if (isfinite(x->kl))
+        snprintf(kl, sizeof kl, ", \"kl\": %.9g", x->kl);
     if (isfinite(x->eval_loss))
         snprintf(eval, sizeof eval, ", \"eval_loss\": %.9g", x->eval_loss);
     int n = snprintf(text, sizeof text,
                      "{\"step\": %lld, \"tokens\": %lld, \"loss\": %s, \"lr\": %s, \"grad_norm\": %s, \"tok_s\": %s, \"skipped\": %lld, "
-                     "\"time\": %.3f%s}\n",
-                     (long long)x->step, (long long)x->tokens, loss, lr, norm, rate, (long long)x->skipped, x->time, eval);
+                     "\"time\": %.3f%s%s}\n",
+                     (long long)x->step, (long long)x->tokens, loss, lr, norm, rate, (long long)x->skipped, x->time, kl, eval);
     for (ssize_t k, done = 0; done < n; done += k > 0 ? k : 0) {
         k = write(l->fd, text + done, (size_t)(n - done));
         if (k == 0)
@@ -111,6 +113,8 @@ enum code runlog_add(struct runlog *l, const struct runlog_line *x)
         s[n++] = (struct tensorboard_scalar){"train/grad_norm", x->grad_norm};
         s[n++] = (struct tensorboard_scalar){"train/skipped", (double)x->skipped};
         s[n++] = (struct tensorboard_scalar){"train/tokens", (double)x->tokens};
+        if (isfinite(x->kl))
+            s[n++] = (struct tensorboard_scalar){"train/kl", x->kl};
         if (isfinite(x->tok_s))
             s[n++] = (struct tensorboard_scalar){"speed/tokens_per_second", x->tok_s};
     }
@@ -135,6 +139,8 @@ void runlog_progress(struct runlog *l, const struct runlog_line *x, double eta, 
     format_count(rate, x->tok_s);
     int n = snprintf(text, sizeof text, "step %lld/%lld loss %.3f lr %s gnorm %.2f %s tok/s", (long long)x->step, (long long)x->steps,
                      x->loss, lr, x->grad_norm, rate);
+    if (isfinite(x->kl))
+        n += snprintf(text + n, sizeof text - (size_t)n, " kl %.4f", x->kl);
     if (eta >= 0) {
         format_duration(left, eta);
         snprintf(part, sizeof part, " eta %s", left);

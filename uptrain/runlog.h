@@ -15,7 +15,7 @@ struct runlog {
 struct runlog_line {
     int64_t step, steps, tokens, skipped;
     double loss, lr, grad_norm, tok_s, time; /* NaN: null in the file */
-    double eval_loss;                        /* NaN: absent */
+    double kl, eval_loss;                    /* NaN: absent */
 };
 
 /* Opens for appending in dir. last_step >= 0: a resumed run; lines of later steps (and a torn last line) are cut off first.

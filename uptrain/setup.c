@@ -154,7 +154,8 @@ struct model_options setup_model_options(const struct run *r)
     int bf16 = o->precision == PRECISION_BF16;
     return (struct model_options){.train = 1, .recompute = o->checkpointing, .dtype = bf16 ? DT_BF16 : DT_F32,
                                   .no_master = bf16 && !o->master_weights, .deterministic = o->deterministic, .B = o->micro_batch_size,
-                                  .T = o->sequence_len, .cache_B = 0, .cache_S = 0, .cache_dtype = DT_F32};
+                                  .T = o->sequence_len, .cache_B = 0, .cache_S = 0, .cache_dtype = DT_F32,
+                                  .taught = !o->distill.on ? 0 : o->distill.top_k > 0 ? o->distill.top_k : -1};
 }
 
 enum code setup_model(struct run *r)

@@ -1,6 +1,7 @@
 /* Saving and resuming. A step directory holds param/NAME, m/NAME, v/NAME and this meta object, enough to continue bit for bit:
  *   config (resolved), data {train, validation [{path, sha256, tokens}], tokenizer, bos, eos}, threads, isa, device,
- *   state {step, tokens, skips, skips_row, eval_step, line_step, loss, grad_norm, lr, loss_zero, loss_eval, seconds}.
+ *   teacher (hash of its files, with distillation),
+ *   state {step, tokens, skips, skips_row, eval_step, line_step, loss, grad_norm, lr, kl, loss_zero, loss_eval, seconds}.
  * Data order is a function of the step, so there is no position to store. A resume is refused when what decides the bits of a step
  * has changed (data, batch geometry, seed, architecture), and says what else has changed. */
 #include <math.h>
@@ -46,10 +47,10 @@ static json_t *real(double v)
 
 static json_t *state_json(const struct progress_state *s)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:f}", "step", (json_int_t)s->step, "tokens",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:f}", "step", (json_int_t)s->step, "tokens",
                      (json_int_t)s->tokens, "skips", (json_int_t)s->skips, "skips_row", (json_int_t)s->skips_row, "eval_step",
                      (json_int_t)s->eval_step, "line_step", (json_int_t)s->line_step, "loss", real(s->loss), "grad_norm",
-                     real(s->grad_norm), "lr", real(s->lr), "loss_zero", real(s->loss_zero), "loss_eval", real(s->loss_eval), "seconds",
+                     real(s->grad_norm), "lr", real(s->lr), "kl", real(s->kl), "loss_zero", real(s->loss_zero), "loss_eval", real(s->loss_eval), "seconds",
                      s->seconds);
 }
 
@@ -57,7 +58,7 @@ static enum code state_of_json(struct progress_state *s, const json_t *j, const 
 {
     const struct { const char *key; int64_t *to; } ints[] = {{"step", &s->step}, {"tokens", &s->tokens}, {"skips", &s->skips},
         {"skips_row", &s->skips_row}, {"eval_step", &s->eval_step}, {"line_step", &s->line_step}};
-    const struct { const char *key; double *to; } reals[] = {{"loss", &s->loss}, {"grad_norm", &s->grad_norm}, {"lr", &s->lr},
+    const struct { const char *key; double *to; } reals[] = {{"loss", &s->loss}, {"grad_norm", &s->grad_norm}, {"lr", &s->lr}, {"kl", &s->kl},
         {"loss_zero", &s->loss_zero}, {"loss_eval", &s->loss_eval}, {"seconds", &s->seconds}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
         TRY(json_need_i64(j, where, ints[i].key, -1, INT64_MAX, ints[i].to));
@@ -71,9 +72,9 @@ static enum code state_of_json(struct progress_state *s, const json_t *j, const 
 enum code state_save(struct run *r)
 {
     const struct options *o = &r->options;
-    json_t *meta = json_pack("{s:s, s:o, s:o, s:o, s:i, s:s, s:s}", "program", "gqa-uptrain", "config", options_to_json(o), "data",
+    json_t *meta = json_pack("{s:s, s:o, s:o, s:o, s:i, s:s, s:s, s:s?}", "program", "gqa-uptrain", "config", options_to_json(o), "data",
                              dataset_to_json(&r->data, o), "state", state_json(&r->state), "threads", host_threads(), "isa",
-                             host_isa_name(host_isa()), "device", r->backend->name);
+                             host_isa_name(host_isa()), "device", r->backend->name, "teacher", r->distill.checkpoint ? r->distill.hash : NULL);
     if (!meta)
         return fail(ERR_MEMORY, "out of memory for the checkpoint's description");
     struct step_content content = {.step = r->state.step, .arch = &r->arch, .source = r->source, .arrays = r->arrays,
@@ -114,7 +115,8 @@ static enum code check_config(const struct run *r, const json_t *then, const jso
     static const char *const fixed[] = {"seed", "sequence_len", "micro_batch_size", "global_batch_size", "data.pack", "gqa.num_key_value_heads",
                                         "model.init", "precision", "master_weights"};
     static const char *const told[] = {"max_steps", "max_tokens", "uptrain_fraction", "original_tokens", "optimizer", "lr_scheduler",
-                                       "max_grad_norm", "freeze", "eval_batches", "model.path", "activation_checkpointing"};
+                                       "max_grad_norm", "freeze", "eval_batches", "model.path", "activation_checkpointing", "distill.weight",
+                                       "distill.temperature", "distill.top_k"};
     char a[80], b[80];
     for (size_t i = 0; i < sizeof fixed / sizeof *fixed; i++) {
         const json_t *x = path_get(then, fixed[i]), *y = path_get(now, fixed[i]);
@@ -155,6 +157,16 @@ static enum code check_data(const struct run *r, const json_t *then, const json_
     if (!json_equal(json_object_get(then, "validation"), json_object_get(now, "validation")))
         log_warn("resume: data.validation has changed; losses before and after step %lld are of different text", (long long)r->state.step);
     return OK;
+}
+
+/* Another teacher is like other data. One that comes or goes is said by its weight (check_config). */
+static enum code check_teacher(const struct run *r, const json_t *then, const char *where)
+{
+    const char *hash = json_string_value(then);
+    if (!hash || !r->distill.checkpoint || !strcmp(hash, r->distill.hash))
+        return OK;
+    return fail(ERR_INPUT, "%s: cannot resume: the teacher %s has changed since checkpoint %s (its files had hash %.16s, now %.16s); restore it, or choose "
+                "another output_dir", r->options.file, r->options.distill.teacher, where, hash, r->distill.hash);
 }
 
 static void warn_host(const struct run *r, const json_t *meta)
@@ -202,6 +214,7 @@ static enum code restore(struct run *r, const struct step_reader *reader, const 
     json_decref(config);
     json_decref(data);
     TRY(c);
+    TRY(check_teacher(r, json_object_get(meta, "teacher"), where));
     warn_host(r, meta);
     for (int i = 0; i < r->n_arrays; i++)
         TRY(step_read((struct step_reader *)(uintptr_t)reader, &r->arrays[i]));

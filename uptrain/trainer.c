@@ -40,6 +40,7 @@ static enum code step_gradients(struct run *r, int64_t valid)
     for (int64_t micro = 0; micro < r->options.accumulation; micro++) {
         r->batch.B = B;
         sampler_fill(&r->data.train_order, first + micro * B, &r->batch);
+        TRY(distill_batch(r, first + micro * B));
         TRY(model_forward_backward(r->model, &r->batch, &s->inv_count, &s->loss_sum, &s->count));
     }
     return OK;
@@ -73,8 +74,10 @@ static enum code one_step(struct run *r, struct loop *l)
         TRY(optimizer_step(&r->optimizer, &o->optimizer, s->lr, step - s->skips));
     struct step_scalars result;
     TRY(optimizer_result(&r->optimizer, &result));
-    TRY(comm_single()->all_reduce(comm_single(), &result.loss_sum, 1));
-    s->loss = valid > 0 ? result.loss_sum / (double)valid : 0.0;
+    double sums[] = {result.loss_sum, result.kl_sum};
+    TRY(comm_single()->all_reduce(comm_single(), sums, 2));
+    s->loss = valid > 0 ? sums[0] / (double)valid : 0.0;
+    s->kl = !r->distill.checkpoint ? (double)NAN : valid > 0 ? sums[1] / (double)valid : 0.0;
     s->grad_norm = result.norm;
     int skipped = result.skip != 0;
     s->step = step;
@@ -101,7 +104,7 @@ static enum code report(struct run *r, struct loop *l, int evaluated)
     struct progress_state *s = &r->state;
     int due = s->line_step < s->step && (evaluated || every(s->step, r->options.logging_steps) || s->step == r->budget.steps);
     struct runlog_line line = {.step = s->step, .steps = r->budget.steps, .tokens = s->tokens, .skipped = s->skips, .loss = s->loss, .lr = s->lr,
-                               .grad_norm = s->grad_norm, .time = s->seconds, .tok_s = (double)NAN, .eval_loss = (double)NAN};
+                               .grad_norm = s->grad_norm, .kl = s->kl, .time = s->seconds, .tok_s = (double)NAN, .eval_loss = (double)NAN};
     if (l->step_seconds > 0.0)
         line.tok_s = (double)r->budget.tokens_per_step / l->step_seconds;
     if (evaluated)
