@@ -30,6 +30,8 @@ enum code xent_teacher_check(const struct xent_teacher *t, int64_t N, int64_t V)
     }
     TRY(cpu_check(op, "the teacher's ids", t->ids, DT_I32, 2, N, -1, 0));
     TRY(cpu_check(op, "the teacher's logp", t->logp, DT_F32, 2, N, t->ids.n[1], 0));
+    if (t->ids.n[1] < 1 || t->ids.n[1] > V)
+        return fail(ERR_UNSUPPORTED, "%s: %lld tokens of a teacher, a vocabulary of %lld", op, (long long)t->ids.n[1], (long long)V);
     for (int64_t n = 0; n < N; n++)
         for (int64_t k = 0; k < t->ids.n[1]; k++) {
             const int32_t id = ((const int32_t *)t->ids.p)[n * t->ids.s[0] + k];
