@@ -80,6 +80,8 @@ json_t *number_json(double x); /* null where it is not finite */
 json_t *calibration_json(const struct calibration_size *size, const struct calibration *c, const struct options *o);
 void calibration_print_size(const struct calibration_size *size, const struct options *o);
 void calibration_print(const struct calibration *c, const struct plan *plan, const struct options *o);
+/* Of attention, mean over heads and held-out tokens, nats; NaN where nothing was measured. */
+double calibration_entropy(const struct calibration_layer *l, int after);
 /* The loss before and after, and what to expect of it. */
 void calibration_sentence(const struct calibration *c, const struct plan *plan, const struct options *o, char *text, size_t n);
 

@@ -10,8 +10,7 @@ json_t *number_json(double x) { return isfinite(x) ? json_real(x) : json_null();
 
 static json_t *share_json(double share) { return share > 0 ? json_real(share) : json_null(); }
 
-/* Mean over heads and held-out tokens; NaN where nothing was measured. */
-static double entropy_of(const struct calibration_layer *l, int after)
+double calibration_entropy(const struct calibration_layer *l, int after)
 {
     return l->entropy_rows[after] > 0 ? l->entropy[after] / (double)l->entropy_rows[after] : (double)NAN;
 }
@@ -28,8 +27,8 @@ json_t *calibration_json(const struct calibration_size *size, const struct calib
     json_t *fits = json_array(), *entropy = json_array();
     for (int64_t l = 0; l < c->L; l++) {
         const struct calibration_layer *at = &c->layer[l];
-        json_array_append_new(entropy, json_pack("{s:I, s:o, s:o}", "layer", (json_int_t)l, "before", number_json(entropy_of(at, 0)), "after",
-                                                 number_json(entropy_of(at, 1))));
+        json_array_append_new(entropy, json_pack("{s:I, s:o, s:o}", "layer", (json_int_t)l, "before", number_json(calibration_entropy(at, 0)), "after",
+                                                 number_json(calibration_entropy(at, 1))));
         if (o->refit != REFIT_NONE)
             json_array_append_new(fits, json_pack("{s:I, s:o, s:o, s:o, s:o}", "layer", (json_int_t)l, "hidden_rel_error", number_json(at->error), "ridge_output",
                                                   share_json(at->share[0]), "ridge_down", share_json(at->share[1]), "ridge_query", share_json(at->share[2])));
@@ -113,7 +112,7 @@ void calibration_print(const struct calibration *c, const struct plan *plan, con
     printf(fits ? " %10s %10s %10s %10s\n" : "\n", "distance", "output", "down", "query");
     for (int64_t l = 0; l < c->L; l++) {
         const struct calibration_layer *at = &c->layer[l];
-        printf("%6lld %9.3f %9.3f", (long long)l, entropy_of(at, 0), entropy_of(at, 1));
+        printf("%6lld %9.3f %9.3f", (long long)l, calibration_entropy(at, 0), calibration_entropy(at, 1));
         if (fits)
             printf(" %10.4f %10.1e %10.1e %10.1e", at->error, at->share[0], at->share[1], at->share[2]);
         printf("\n");

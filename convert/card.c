@@ -11,6 +11,26 @@ static const char *base_name(const char *path)
     return slash && slash[1] ? slash + 1 : path;
 }
 
+/* Per layer: heads, the errors of keys and values, and of a calibration the entropy of attention before and after. */
+static void write_layers(FILE *f, const struct plan *plan, const struct options *o, const struct outcome *out)
+{
+    fprintf(f, "\n## Layers\n\n%s%s\n\n| layer | key/value heads | error of K | error of V |%s\n|---|---|---|---|%s\n",
+            plan->whole_layers ? "Relative errors as the queries and outputs read keys and values" : "Relative distances of the merged heads from those they replace",
+            out->calibrated ? "; entropy of attention in nats, mean over heads and held-out tokens." : ".", out->calibrated ? " entropy before | after |" : "",
+            out->calibrated ? "---|---|" : "");
+    for (int64_t l = 0; l < out->L; l++) {
+        const struct layer_errors *e = &out->layers[l];
+        fprintf(f, "| %lld | %lld -> %lld | %.4f | %.4f |", (long long)l, (long long)plan->from.stack[STACK_DEC].block[l].G, (long long)plan->pooled[l],
+                layer_error(&e->error[0]), layer_error(&e->error[1]));
+        if (out->calibrated)
+            fprintf(f, " %.3f | %.3f |", calibration_entropy(&out->calibration.layer[l], 0), calibration_entropy(&out->calibration.layer[l], 1));
+        fprintf(f, "\n");
+    }
+    if (o->budget)
+        fprintf(f, "\nNumbers of heads chosen under a K/V budget of %s (%lld of %lld bytes per token, %lld used).\n", o->budget->asked, (long long)o->budget->bytes,
+                (long long)o->budget->most, (long long)o->budget->used);
+}
+
 char *card_text(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out)
 {
     char *text = NULL, *inherited = card_inherited(source), groups[256];
@@ -28,9 +48,10 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
     fprintf(f, plan->merges ? "- gqa\n- gqakit\n- %s-pool\n---\n\n" : "- gqakit\n---\n\n", method);
     fprintf(f, "# %s\n\n", base_name(o->target));
     if (plan->merges)
-        fprintf(f, "Grouped-query form of `%s`: key/value heads %s, heads of a group merged by `%s` (Ainslie et al. 2023, GQA).\n"
+        fprintf(f, "Grouped-query form of `%s`: key/value heads %s, heads of a group merged by `%s`%s%s (Ainslie et al. 2023, GQA)%s%s.\n"
                    "No training has followed the merge: expect higher loss until it is uptrained.\n",
-                base_name(ckpt_path(source)), groups, method);
+                base_name(ckpt_path(source)), groups, method, o->refit != REFIT_NONE ? ", linear maps fitted to the original: " : "",
+                o->refit != REFIT_NONE ? refit_name((enum refit)o->refit) : "", o->choice.chosen ? "; chosen by gqakit: " : "", o->choice.chosen ? o->choice.why : "");
     else if (plan->repeats)
         fprintf(f, "`%s` with key/value heads %s: copies, so it computes the same.\n", base_name(ckpt_path(source)), groups);
     else if (plan->choice.rewrite)
@@ -41,6 +62,8 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
     fprintf(f, "\nHome: %s%s: %s.\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         fprintf(f, "\nApproximate: %s.\n", plan->note);
+    if (plan->merges)
+        write_layers(f, plan, o, out);
     char loss[400] = "Loss before and after: not measured";
     if (out->calibrated)
         calibration_sentence(&out->calibration, plan, o, loss, sizeof loss);

@@ -137,6 +137,7 @@ char *card_text(struct checkpoint *source, const struct plan *plan, const struct
 json_t *report_convert(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out); /* out NULL: dry run */
 void report_convert_table(struct checkpoint *source, const struct plan *plan, const struct options *o, const struct outcome *out);
 
+double layer_error(const struct pool_error *e); /* relative, over all groups */
 json_t *report_home(const struct ckpt_choice *choice); /* {home, family, exact, sentence} */
 
 void describe(const struct arch *a); /* one line on stdout: norms, residuals, positions, MLP, biases ... */

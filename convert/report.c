@@ -9,7 +9,7 @@ static double group_error(const struct pool_error *e, int64_t g)
     return e->size[g] > 0 ? sqrt(e->distance[g] / e->size[g]) : 0.0;
 }
 
-static double layer_error(const struct pool_error *e)
+double layer_error(const struct pool_error *e)
 {
     double distance = 0, size = 0;
     for (int64_t g = 0; g < e->G; g++) {
@@ -95,6 +95,19 @@ static void expectation(const struct outcome *out, enum merge_method method, cha
                  merge_method_name(method), 100 * j / of, 100 * mean / of, j < 0.9 * mean ? " and below mean's" : "");
 }
 
+/* The paper's own methods where positions rotate; "" elsewhere, or where nothing was lost. */
+static void advice(const struct plan *plan, const struct options *o, const struct outcome *out, char *text, size_t n)
+{
+    double lost = 0;
+    *text = 0;
+    for (int64_t l = 0; out && l < out->L; l++)
+        for (int kind = 0; kind < 2 && out->layers[l].error[kind].G; kind++)
+            lost += layer_error(&out->layers[l].error[kind]);
+    if (!plan->merges || plan->from.pos != POS_ROPE || o->method > MERGE_RANDOM || o->choice.chosen || o->refit != REFIT_NONE || (out && !(lost > 1e-6)))
+        return;
+    snprintf(text, n, "where positions rotate, %s is a poor start: --method auto starts far lower, with --calibration FILE lowest" , merge_method_name((enum merge_method)o->method));
+}
+
 json_t *report_home(const struct ckpt_choice *c)
 {
     return json_pack("{s:s, s:s, s:b, s:s}", "home", ckpt_home_name(c->home), "family", c->family, "exact", c->exact, "sentence", c->sentence);
@@ -137,6 +150,9 @@ json_t *report_convert(struct checkpoint *source, const struct plan *plan, const
             expectation(out, (enum merge_method)o->method, sentence, sizeof sentence);
         json_object_set_new(j, "expect", json_string(sentence));
     }
+    char advised[200];
+    advice(plan, o, out, advised, sizeof advised);
+    json_object_set_new(j, "advice", *advised ? json_string(advised) : json_null());
     json_object_set_new(j, "files", files);
     json_object_set_new(j, "layers", layers);
     json_object_set_new(j, "refused", auto_refused_json(&o->choice));
@@ -199,6 +215,10 @@ void report_convert_table(struct checkpoint *source, const struct plan *plan, co
     printf("home               %s%s: %s\n", ckpt_home_name(plan->choice.home), plan->choice.exact ? "" : " (approximate)", plan->choice.sentence);
     if (*plan->note)
         printf("note               %s\n", plan->note);
+    char advised[200];
+    advice(plan, o, out, advised, sizeof advised);
+    if (*advised)
+        printf("advice             %s\n", advised);
     if (o->calibration)
         calibration_print_size(&plan->calibration, o);
     printf("tensor bytes       %s -> %s\n", in, to);
