@@ -65,7 +65,7 @@ static void made_by(const struct plan *plan, const struct options *o, char *text
     if (same)
         snprintf(text + used, n - (size_t)used, " at %lld:1", (long long)first);
     else
-        snprintf(text + used, n - (size_t)used, " with %.0f%% of the K/V heads", 100 * (double)to / (double)from);
+        snprintf(text + used, n - (size_t)used, " keeping %.0f%% of the K/V heads", 100 * (double)to / (double)from);
 }
 
 /* The share of mean's gap that is usually closed at once, at the least: measured on the checkpoints that README names. */
