@@ -69,6 +69,31 @@ static void margin_band(const struct ablation *a, FILE *f)
             y + a->config.margin);
 }
 
+/* "4 heads" below or above the points of one share, in turns where they are nearer than `near` milliseconds. */
+static void label_points(const struct ablation *a, FILE *f, double share, double near)
+{
+    int64_t G[MOST_GROUPS];
+    int n = ablate_groups(a, G, MOST_GROUPS), below[MOST_GROUPS] = { 0 };
+    double last = -INFINITY;
+    for (int g = n - 1; g >= 0; g--) {
+        const struct summary *s = ablate_best(a, G[g], share);
+        below[g] = 1;
+        if (s && isfinite(s->ms)) {
+            below[g] = g < n - 1 && fabs(s->ms - last) < near ? !below[g + 1] : 1;
+            last = s->ms;
+        }
+    }
+    for (int side = 1; side >= 0; side--) {
+        fputs(side ? "$below << EOD\n" : "$above << EOD\n", f);
+        for (int g = n - 1; g >= 0; g--) {
+            const struct summary *s = ablate_best(a, G[g], share);
+            if (s && isfinite(s->ms) && below[g] == side)
+                fprintf(f, "%.6g %.6g \"%lld head%s\"\n", s->ms, s->final.mean, (long long)s->G, s->G == 1 ? "" : "s");
+        }
+        fputs("EOD\n", f);
+    }
+}
+
 /* One line per share: the best start of every count. Labels only at the largest share, alternating below and above where points are close. */
 int plot_quality_time(const struct ablation *a, FILE *f)
 {
@@ -88,19 +113,16 @@ int plot_quality_time(const struct ablation *a, FILE *f)
     margin_band(a, f);
     for (int k = first; k < n; k++) {
         fprintf(f, "$d%d << EOD\n", k);
-        double last_x = -INFINITY;
-        int side = -1;
         for (int g = n_groups - 1; g >= 0; g--) {
             const struct summary *s = ablate_best(a, G[g], shares[k]);
             if (!s || !isfinite(s->ms))
                 continue;
-            side = s->ms - last_x < 0.16 * (high - low) ? -side : -1;
-            last_x = s->ms;
-            fprintf(f, "%.6g %.6g %.6g \"%lld head%s\" %g\n", s->ms, s->final.mean, s->final.n > 1 ? s->final.sd : 0, (long long)s->G, s->G == 1 ? "" : "s", 0.95 * side);
+            fprintf(f, "%.6g %.6g %.6g\n", s->ms, s->final.mean, s->final.n > 1 ? s->final.sd : 0);
             drawn++;
         }
         fputs("EOD\n", f);
     }
+    label_points(a, f, shares[n - 1], 0.16 * (high - low));
     fprintf(f, "$o << EOD\n%.6g %.6g\nEOD\nplot ", original->ms, original->final.mean);
     for (int k = first; k < n; k++) {
         struct plot_style s = plot_style(n - 1 - k);
@@ -109,7 +131,7 @@ int plot_quality_time(const struct ablation *a, FILE *f)
         fprintf(f, "$d%d using 1:2:3 with yerrorlines lw 2 pt %d ps 0.8 dt %d lc rgb '%s' title 'best start, %s%s', ", k, s.marker, s.dash, s.colour,
                 shares[k] > 0 ? "uptrained on " : "not trained", shares[k] > 0 ? share : "");
     }
-    fprintf(f, "$d%d using 1:2:(0):5:4 with labels left offset 0.7,first 0 notitle, ", n - 1);
+    fputs("$below using 1:2:3 with labels offset 0,-1 tc rgb '" INK_TEXT "' notitle, $above using 1:2:3 with labels offset 0,1 tc rgb '" INK_TEXT "' notitle, ", f);
     fputs("$o with points pt 6 ps 1.3 lw 2 lc rgb '" INK_REFERENCE "' notitle, ", f);
     reference_line(f, original->final.mean, "original (band: margin)");
     fputc('\n', f);
@@ -155,8 +177,8 @@ int plot_time_groups(const struct ablation *a, FILE *f)
     return 1;
 }
 
-/* Solid: the best start at each share; dashed in the same colour: the plain one. The plain start's own beginning may lie far above
- * everything else and is left outside. */
+/* Solid: the best start at each share; dotted in the same colour: the plain one. With little training the plain start may lie far above
+ * everything else and is left outside; its end never is. */
 int plot_share(const struct ablation *a, FILE *f)
 {
     int64_t G[MOST_GROUPS];
@@ -169,7 +191,7 @@ int plot_share(const struct ablation *a, FILE *f)
             const struct summary *best = ablate_best(a, G[g], shares[k]), *other = G[g] == a->H ? NULL : ablate_plain(a, G[g], shares[k]);
             high = best ? fmax(high, best->final.mean + best->final.sd) : high;
             low = best ? fmin(low, best->final.mean - best->final.sd) : low;
-            high = other && shares[k] > 0 ? fmax(high, other->final.mean + other->final.sd) : high;
+            high = other && k == n - 1 ? fmax(high, other->final.mean + other->final.sd) : high;
             plain[g] |= other && other != best;
         }
         lines += 1 + plain[g];
@@ -189,7 +211,7 @@ int plot_share(const struct ablation *a, FILE *f)
         }
     fputs("plot ", f);
     for (int g = 0; g < n_groups; g++) {
-        struct plot_style s = plot_style(g);
+        struct plot_style s = plot_style(G[0] == a->H && g > 0 ? g - 1 : g);
         const char *heads = G[g] == 1 ? "" : "s", *ink = G[g] == a->H ? INK_REFERENCE : s.colour;
         fprintf(f, "$b%d using 1:2:3 with yerrorlines pt %d ps 0.8 lw 2 lc rgb '%s' title '%lld head%s, %s', ", g, s.marker, ink, (long long)G[g], heads,
                 G[g] == a->H ? "same data" : "best start");

@@ -151,7 +151,7 @@ int plot_methods(const struct ablation *a, int64_t G, FILE *f)
     fprintf(f, "set title 'before training' tc rgb '" INK_TEXT "'\n");
     panel(a, list, grid, n, 0, 0.30, share > 0 ? 0.62 : 0.98, f);
     if (share > 0) {
-        fprintf(f, "set title 'uptrained on %s' tc rgb '" INK_TEXT "'\nset format y ''\n", percent);
+        fprintf(f, "set title 'uptrained on %s' tc rgb '" INK_TEXT "'\nunset ytics\n", percent);
         panel(a, list, grid, n, 1, 0.66, 0.98, f);
     }
     fputs("unset multiplot\n", f);

@@ -132,7 +132,7 @@ void ablate_plot_caption(const struct ablation *a, enum ablate_plot which, int64
         break;
     case PLOT_SHARE:
         snprintf(title, n_title, "Loss against the share of uptraining");
-        snprintf(note, n_note, "Solid: the best start at each share. Dotted: %s. Same data: the original, trained on the same tokens.", *(const char *const *)a->config.method.items);
+        snprintf(note, n_note, "Solid: the best start at each share. Dotted: %s, which may enter from the top. Same data: the original, trained on the same tokens.", *(const char *const *)a->config.method.items);
         break;
     case PLOT_TIME_GROUPS:
     case N_PLOTS:

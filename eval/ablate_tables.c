@@ -148,12 +148,26 @@ static void name_with_choice(const struct ablation *a, const struct summary *s, 
     snprintf(out, 200, "%s%s%s%s", name, *chosen ? " (" : "", chosen, *chosen ? ")" : "");
 }
 
+static const char *metric_of(const struct ablation *a, const char *task)
+{
+    for (int i = 0; i < a->n_cells; i++) {
+        const char *metric = json_string_value(json_object_get(json_object_get(a->cells[i].tasks, task), "metric"));
+        if (metric)
+            return metric;
+    }
+    return "";
+}
+
 void tables_summary(const struct ablation *a, struct table *t)
 {
     const char *tasks[MOST_TASKS], *heads[20 + MOST_TASKS] = { "K/V heads", "start", "trained on", "seeds", "zero-step loss", "loss", "vs original", "KL to original", "bits/byte" };
+    char task_heads[MOST_TASKS][96];
     int n = ablate_task_names(a, tasks), k = 9;
-    for (int i = 0; i < n; i++)
-        heads[k++] = tasks[i];
+    for (int i = 0; i < n; i++) {
+        const char *metric = metric_of(a, tasks[i]);
+        snprintf(task_heads[i], sizeof task_heads[i], "%s%s%s", tasks[i], *metric ? ", " : "", metric);
+        heads[k++] = task_heads[i];
+    }
     static const char *const rest[] = { "K/V bytes/token", "prefill tok/s", "decode tok/s", "conversion, s", "uptraining, s" };
     for (int i = 0; i < 5; i++)
         heads[k++] = rest[i];
