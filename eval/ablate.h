@@ -75,6 +75,7 @@ struct summary {
  * what to try when nothing qualifies (or ""). */
 struct advice {
     int pick, nearest, cell;
+    int headline; /* bytes of the reason's first sentence */
     char reason[1200], path[1200], command[1400], next[600];
 };
 

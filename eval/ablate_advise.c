@@ -88,8 +88,9 @@ static void say_pick(struct ablation *a)
     speed_text(a, s, speed, sizeof speed);
     mention_cheaper(a, s, cheaper, sizeof cheaper);
     d->cell = s->best;
-    snprintf(d->reason, sizeof d->reason, "%lld key/value head%s instead of %lld (%s): %.3g%% of the K/V cache%s, loss %s. It is the smallest K/V cache within the margin of %g nats.%s",
-             (long long)s->G, s->G == 1 ? "" : "s", (long long)a->H, what, 100.0 * (double)s->G / (double)a->H, speed, loss, a->config.margin, cheaper);
+    d->headline = snprintf(d->reason, sizeof d->reason, "%lld key/value head%s instead of %lld: %s.", (long long)s->G, s->G == 1 ? "" : "s", (long long)a->H, what);
+    snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " %.3g%% of the K/V cache%s, loss %s. It is the smallest K/V cache within the margin of %g nats.%s",
+             100.0 * (double)s->G / (double)a->H, speed, loss, a->config.margin, cheaper);
     ablate_result_path(a, c, d->path, sizeof d->path);
     snprintf(d->command, sizeof d->command, "gqa-eval generate %s --prompt \"Once upon a time\"", d->path);
 }
@@ -144,11 +145,11 @@ void ablate_advise(struct ablation *a)
         losses(a, s, loss);
         d->cell = s->best;
         ablate_result_path(a, &a->cells[s->best], d->path, sizeof d->path);
-        snprintf(d->reason, sizeof d->reason, "Nothing below %lld key/value heads is within %g nats of the original. Nearest: %lld head%s (%s), loss %s.", (long long)a->H,
-                 a->config.margin, (long long)s->G, s->G == 1 ? "" : "s", what, loss);
+        d->headline = snprintf(d->reason, sizeof d->reason, "Nothing below %lld key/value heads is within %g nats of the original.", (long long)a->H, a->config.margin);
+        snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " Nearest: %lld head%s (%s), loss %s.", (long long)s->G, s->G == 1 ? "" : "s", what, loss);
         say_next(a);
     } else {
-        snprintf(d->reason, sizeof d->reason, "No cell with fewer key/value heads than the original's %lld finished, so there is nothing to recommend.", (long long)a->H);
+        d->headline = snprintf(d->reason, sizeof d->reason, "No cell with fewer key/value heads than the original's %lld finished, so there is nothing to recommend.", (long long)a->H);
     }
 }
 

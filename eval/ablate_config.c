@@ -30,7 +30,7 @@ static const struct config_field fields[] = {
     F_IN("evaluate.limit", CONFIG_INT, limit, "0", 0, 1e15, "score only so many tokens of each file"),
     F("evaluate.pack", CONFIG_BOOL, pack, "true", "attention stays inside documents, as gqa-uptrain trains by default"),
     F("evaluate.tasks", CONFIG_STRS, tasks, NULL, "task files for gqa-eval tasks (JSON lines)"),
-    F("evaluate.kl", CONFIG_BOOL, kl, "false", "measure KL(original || result); costs a forward pass of the original for each evaluation"),
+    F("evaluate.kl", CONFIG_BOOL, kl, "true", "measure KL(original || result); costs a forward pass of the original for each evaluation"),
     F_IN("evaluate.decode.batch", CONFIG_INTS, decode_batch, "[1]", 1, 256, "see gqa-eval decode"),
     F_IN("evaluate.decode.context", CONFIG_INTS, decode_context, "[512, 4096]", 0, MOST_TOKENS, "see gqa-eval decode"),
     F_IN("evaluate.decode.new", CONFIG_INT, decode_new, "32", 1, 1 << 20, "see gqa-eval decode"),

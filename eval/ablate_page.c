@@ -17,7 +17,7 @@ static const char style[] =
     ".answer{background:var(--goodbg);border-left:5px solid var(--good);padding:.8rem 1rem;border-radius:4px}.answer.none,.alert{background:var(--warnbg);border-left:5px solid var(--warn)}"
     ".answer p{margin:.3rem 0}.answer p:first-child{font-size:1.1rem;font-weight:600}.alert{padding:.5rem 1rem;border-radius:4px}"
     "pre{overflow-x:auto;background:var(--panel);padding:.5rem .7rem;border-radius:4px;margin:.5rem 0;font-size:.85rem}code{font-size:.92em;overflow-wrap:anywhere}"
-    ".facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(9.5rem,1fr));gap:.7rem;margin:1rem 0;padding:0}.facts div{background:var(--panel);border-radius:6px;padding:.6rem .8rem}"
+    ".facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.4rem,1fr));gap:.7rem;margin:1rem 0;padding:0}.facts div{background:var(--panel);border-radius:6px;padding:.6rem .8rem}"
     ".facts b{display:block;font-size:1.35rem;line-height:1.25}.facts span{color:var(--muted);font-size:.85rem}"
     ".figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,30rem),1fr));gap:1.2rem 2rem;align-items:start}figure{margin:0;min-width:0}"
     "figcaption{font-weight:600}figcaption small{display:block;font-weight:400;color:var(--muted);font-size:.82rem;line-height:1.35}svg{width:100%;height:auto;max-width:640px}"
@@ -154,8 +154,14 @@ static void more_figures(const struct ablation *a, FILE *f)
 static void answer(const struct ablation *a, FILE *f)
 {
     const struct advice *d = &a->advice;
+    char first[sizeof d->reason];
+    snprintf(first, sizeof first, "%.*s", d->headline, d->reason);
     fprintf(f, "<div class=\"answer%s\"><p>", d->pick >= 0 ? "" : " none");
-    text(f, d->reason);
+    text(f, first);
+    if (d->reason[d->headline]) {
+        fputs("</p>\n<p>", f);
+        text(f, d->reason + d->headline + 1);
+    }
     fputs("</p>\n", f);
     if (*d->next) {
         fputs("<p>", f);

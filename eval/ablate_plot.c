@@ -29,9 +29,9 @@ void plot_quoted(FILE *f, const char *text)
 /* noenhanced: an underscore in a name is an underscore. */
 void plot_head(FILE *f, int width, int height)
 {
-    fprintf(f, "set terminal svg size %d,%d dynamic noenhanced font 'sans-serif,15'\nset output\n", width, height);
+    fprintf(f, "set terminal svg size %d,%d dynamic noenhanced font 'sans-serif,16'\nset output\n", width, height);
     fputs("set border 3 lc rgb '" INK_AXIS "'\nset tics nomirror scale 0.5 textcolor rgb '" INK_TEXT "'\nset grid lt 1 lw 1 lc rgb '" INK_GRID "'\n"
-          "set key outside bottom center horizontal maxcols 2 samplen 2.5 width 1 textcolor rgb '" INK_TEXT "'\nset xlabel textcolor rgb '" INK_TEXT
+          "set key outside top center horizontal Left reverse maxcols 2 samplen 2.2 width -3 textcolor rgb '" INK_TEXT "'\nset xlabel textcolor rgb '" INK_TEXT
           "'\nset ylabel textcolor rgb '" INK_TEXT "'\nset errorbars small\n",
           f);
 }

@@ -50,7 +50,7 @@ char *ablate_markdown(const struct ablation *a)
         return NULL;
     struct table t = { f, 0 };
     const struct advice *d = &a->advice;
-    fprintf(f, "# How many key/value heads? %s\n\n**%s**\n", a->config.name ? a->config.name : "", d->reason);
+    fprintf(f, "# How many key/value heads? %s\n\n**%.*s**%s\n", a->config.name ? a->config.name : "", d->headline, d->reason, d->reason + d->headline);
     if (*d->next)
         fprintf(f, "\n%s\n", d->next);
     if (*d->command)
