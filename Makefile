@@ -93,7 +93,7 @@ program_src    = $(wildcard $(1)/*.c)
 has_main       = $(if $(call program_src,$(1)),$(shell grep -lE '^int main' $(call program_src,$(1)) /dev/null))
 PROGRAMS      := $(foreach p,$(PROGRAM_NAMES),$(if $(call has_main,$(p)),$(OUT)/gqa-$(p)))
 
-HELPER_SRC := $(filter-out tests/canary.c tests/test_%.c,$(wildcard tests/*.c)) $(wildcard tests/reference/*.c)
+HELPER_SRC := $(filter-out tests/canary.c tests/test_%.c tests/fault_%.c,$(wildcard tests/*.c)) $(wildcard tests/reference/*.c)
 HELPER_OBJ := $(HELPER_SRC:%.c=$(OUT)/obj/%.o)
 TEST_SRC   := $(filter-out $(if $(CUDA_ON),,tests/test_cuda_%),$(wildcard tests/test_*.c))
 TESTS      := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
@@ -161,6 +161,21 @@ CONVERT_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard co
 $(addprefix $(OUT)/tests/,test_merge test_merge_models test_calibration test_auto test_budget): $(CONVERT_OBJ)
 INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
 $(addprefix $(OUT)/tests/,test_device_memory test_ablate_answer test_ablate_report cuda_model simt_model): $(INSIDE_OBJ)
+
+# Faults on demand (tests/faults.h): before libc's calls, and before malloc in our own code. Main functions under another name.
+FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain
+FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_uptrain
+$(addprefix $(OUT)/tests/,$(FAULT_IO)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,io play power)
+$(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): $(OUT)/obj/tests/fault_memory.o
+$(OUT)/tests/test_crash_convert $(OUT)/tests/test_memory_convert: $(CONVERT_OBJ) $(OUT)/obj/tests/main_convert.o
+$(OUT)/tests/test_crash_uptrain $(OUT)/tests/test_memory_uptrain: $(INSIDE_OBJ)
+$(OUT)/obj/tests/main_convert.o: convert/main.c Makefile
+	@mkdir -p $(@D)
+	$(call say,CC $< (as convert_main))
+	$(Q)$(CC) $(OPT) $(ALL_CFLAGS) -Wno-missing-prototypes -Dmain=convert_main -MMD -MP -c -o $@ $<
+wrapped = $(patsubst %,-Wl$(comma)--wrap=%,malloc calloc realloc strdup strndup asprintf __asprintf_chk posix_memalign aligned_alloc open_memstream)
+comma   := ,
+$(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): LDFLAGS += $(wrapped)
 
 $(OUT)/tests/%: $(OUT)/obj/tests/%.o $(OUT)/libtests.a $(LIB)
 	@mkdir -p $(@D)
