@@ -14,7 +14,7 @@ FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang
 FUZZ_SECONDS ?= 60
 TEST_TIMEOUT ?= 300
 # Tests that make test-quick leaves out.
-TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_homes simt_attention_plain simt_attention_sm90 simt_model
+TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_crash_convert test_crash_uptrain test_disk_full test_signals test_memory_checkpoints test_memory_convert test_memory_uptrain test_homes simt_attention_plain simt_attention_sm90 simt_model
 
 # ---- nothing to change below ---------------------------------------------------------------------------------------
 

@@ -45,7 +45,7 @@ enum code io_map_open(const char *path, struct io_map *m) MUST_USE;
 void io_map_close(struct io_map *m);
 
 /* Exclusive lock on DIR/.lock (flock), holding pid and host. ERR_LOCKED names the holder. */
-struct io_lock { int fd, shared; };
+struct io_lock { int fd, shared, own /* io_lock_share: this process's own run has it */; };
 enum code io_lock_take(const char *dir, struct io_lock *l) MUST_USE;
 /* For a program that writes beside a run: ERR_LOCKED when another process (not this one, nor its parent) holds DIR/.lock; else no run can
  * take it until it is dropped. Without a DIR/.lock there is nothing to hold. */

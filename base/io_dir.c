@@ -179,7 +179,7 @@ static int try_lock(int fd, int how)
 
 enum code io_lock_share(const char *dir, struct io_lock *l)
 {
-    *l = (struct io_lock){-1, 1};
+    *l = (struct io_lock){-1, 1, 0};
     char *path = io_join(dir, ".lock"), holder[256] = "";
     if (!path)
         return fail(ERR_MEMORY, "%s: no memory for its lock's name", dir);
@@ -195,6 +195,7 @@ enum code io_lock_share(const char *dir, struct io_lock *l)
         c = refuse_lock(fd, dir, holder);
         if (sscanf(holder, "pid %ld ", &pid) == 1 && (pid == (long)getpid() || pid == (long)getppid()))
             c = OK;
+        l->own = pid == (long)getpid();
     }
     if (l->fd < 0)
         close(fd);
@@ -203,7 +204,7 @@ enum code io_lock_share(const char *dir, struct io_lock *l)
 
 enum code io_lock_take(const char *dir, struct io_lock *l)
 {
-    *l = (struct io_lock){-1, 0};
+    *l = (struct io_lock){-1, 0, 0};
     char *path = io_join(dir, ".lock"), holder[256] = "";
     enum code c = OK;
     if (!path)

@@ -202,7 +202,7 @@ static void temporary_remove(const struct ckpt_writer *w)
     if (sentence && *sentence)
         fail(ERR_INTERNAL, "%s", sentence);
     free(sentence);
-    if (w->temporary)
+    if (w->bytes)
         target_full(ERR_IO, w->path, w->bytes);
 }
 

@@ -193,7 +193,7 @@ static enum code writer_fill(struct ckpt_writer *w, const struct ckpt_target *ta
     w->bytes = bytes + (1 << 20); /* headers, config, index */
     TRY(target_space(w->path, w->bytes));
     TRY(target_locks(w->path, w->locks));
-    target_stale(w->path);
+    target_stale(w->path, w->locks[0].own);
     return parents_make(w->path);
 }
 

@@ -181,7 +181,7 @@ static double age_of(const char *path)
     return difftime(time(NULL), newest);
 }
 
-void target_stale(const char *path)
+void target_stale(const char *path, int alone)
 {
     char *parent, **names = NULL, *end;
     const char *name;
@@ -199,7 +199,7 @@ void target_stale(const char *path)
         if (*end || kill((pid_t)pid, 0) == 0 || errno != ESRCH)
             continue;
         char *stale = io_join(parent, names[i]);
-        if (stale && age_of(stale) < 600)
+        if (stale && !alone && age_of(stale) < 600)
             log_warn("%s was left by a process that no longer runs here; remove it if none of another machine writes it", stale);
         else if (stale && io_remove_tree(stale) == OK)
             log_info("removed %s, left by a process that did not finish", stale);

@@ -102,6 +102,19 @@ static enum code open_locked(const char *part, int *fd)
     }
 }
 
+/* 1 when the file begins with our header, parts of it still zeros: power was lost before it was on the disk. Nothing behind it is of use. */
+static int header_torn(int fd, const struct header *h)
+{
+    unsigned char there[TEACHER_HEADER + TEACHER_FACTS];
+    ssize_t n = pread(fd, there, h->n, 0);
+    int zeros = n == (ssize_t)h->n;
+    if (!zeros || !memcmp(there, h->bytes, h->n))
+        return 0;
+    for (size_t i = 0; zeros && i < h->n; i++)
+        zeros = there[i] == 0 || there[i] == h->bytes[i];
+    return zeros;
+}
+
 static enum code open_part(struct teacher_writer *w, const char *part, const struct teacher_about *about)
 {
     int fd;
@@ -110,7 +123,7 @@ static enum code open_part(struct teacher_writer *w, const char *part, const str
     TRY(make_header(&h, part, about));
     TRY(open_locked(part, &fd));
     enum code e = fstat(fd, &s) == 0 ? OK : fail_errno(part, "reading");
-    if (e == OK && (size_t)s.st_size < h.n) /* new, or torn before its first frame */
+    if (e == OK && ((size_t)s.st_size < h.n || header_torn(fd, &h))) /* new, or torn before its first frame */
         e = ftruncate(fd, 0) == 0 ? io_pwrite(fd, part, h.bytes, h.n, 0) : fail_errno(part, "emptying");
     if (e != OK) {
         close(fd);

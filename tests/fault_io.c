@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +14,7 @@ const char *const FAULT_NAMES[FAULTS] = {"none", "kill", "torn write", "EIO", "E
 
 static enum fault mode;
 static int fault_at, calls;
+static int *fired; /* shared with children of this process, who may be the ones that get there */
 static struct fault_log *log_now;
 
 void fault_arm(enum fault m, int at)
@@ -20,9 +22,13 @@ void fault_arm(enum fault m, int at)
     mode = m;
     fault_at = at;
     calls = 0;
+    if (!fired)
+        fired = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (m != FAULT_NONE)
+        *fired = 0;
 }
 
-int fault_calls(void) { return calls; }
+int fault_fired(void) { return *fired; }
 void fault_record(struct fault_log *log) { log_now = log; }
 
 /* ---- recording ------------------------------------------------------------------------------------------------------- */
@@ -80,6 +86,7 @@ static int fault(enum what what)
 {
     if (mode == FAULT_NONE || mode == FAULT_READ_EIO || ++calls != fault_at)
         return 0;
+    *fired = 1;
     switch (mode) {
     case FAULT_KILL: kill(getpid(), SIGKILL); break;
     case FAULT_TORN:
@@ -105,6 +112,7 @@ static int fault_reading(void)
 {
     if (mode != FAULT_READ_EIO || ++calls != fault_at)
         return 0;
+    *fired = 1;
     errno = EIO;
     return 1;
 }

@@ -37,7 +37,7 @@ int fault_run(const struct scene *s, enum fault mode, int at)
         dup2(to, 2);
         fault_arm(mode, at);
         int status = (int)s->act();
-        int reached = fault_calls() >= at;
+        int reached = fault_fired();
         fault_arm(FAULT_NONE, 0);
         if (status)
             fprintf(stderr, "%s\n", fail_text());
@@ -112,7 +112,7 @@ void fault_play(const struct scene *s)
             else
                 judge(s, m, k, status, 1);
             if (m != FAULT_KILL && m != FAULT_TORN)
-                leftovers += fault_entries(s->dir) != s->left;
+                leftovers += fault_entries(s->dir) != s->left - (s->fresh && !new);
             if (s->heals && k % 3 == 0) {
                 assert_ok(s->act());
                 assert_true(s->after());

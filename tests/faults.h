@@ -15,7 +15,7 @@ enum fault { FAULT_NONE, FAULT_KILL, FAULT_TORN, FAULT_EIO, FAULT_ENOSPC, FAULT_
 extern const char *const FAULT_NAMES[FAULTS];
 /* From here on this process's call number `at` (1-based) fails so: of those that change the disk, or for FAULT_READ_EIO of those that read. */
 void fault_arm(enum fault mode, int at);
-int fault_calls(void); /* calls of that kind since then */
+int fault_fired(void); /* 1 once that has happened, here or in a child */
 
 /* What is tried at every call. `act` runs in a child; `after` fails the test unless the old or the new state is there, whole, and returns 1 for
  * the new one. `left`: entries of `dir` when nothing is left over. */
@@ -25,6 +25,7 @@ struct scene {
     enum code (*act)(void);
     int (*after)(void);
     int left;
+    int fresh;  /* there was nothing before: one entry less while the new state is not there */
     int same;   /* the new state cannot be told from the old one */
     int heals;  /* acting again removes what a kill has left */
     int stride; /* without soak; kills go by the third of it. 0: 3 */

@@ -108,10 +108,10 @@ static int after_gguf(void)
     return new;
 }
 
-static struct scene to_hf = {.name = "gqa-convert over a directory", .before = before_hf, .act = act_hf, .after = after_hf, .left = 1, .space = 1, .stride = 7};
-static struct scene to_fresh = {.name = "gqa-convert to a new directory", .before = empty, .act = act_hf, .after = after_fresh, .left = 1, .space = 1, .stride = 9};
-static struct scene to_h5 = {.name = "gqa-convert over a .h5", .before = before_h5, .act = act_h5, .after = after_h5, .left = 1, .space = 1, .stride = 9};
-static struct scene to_gguf = {.name = "gqa-convert over a .gguf", .before = before_gguf, .act = act_gguf, .after = after_gguf, .left = 1, .space = 1, .stride = 7};
+static struct scene to_hf = {.name = "gqa-convert over a directory", .before = before_hf, .act = act_hf, .after = after_hf, .left = 1, .space = 1};
+static struct scene to_fresh = {.name = "gqa-convert to a new directory", .before = empty, .act = act_hf, .after = after_fresh, .left = 1, .fresh = 1, .space = 1};
+static struct scene to_h5 = {.name = "gqa-convert over a .h5", .before = before_h5, .act = act_h5, .after = after_h5, .left = 1, .space = 1};
+static struct scene to_gguf = {.name = "gqa-convert over a .gguf", .before = before_gguf, .act = act_gguf, .after = after_gguf, .left = 1, .space = 1};
 
 static void test_directory(void **state) { (void)state, fault_play(&to_hf); }
 static void test_new_directory(void **state) { (void)state, fault_play(&to_fresh); }

@@ -25,7 +25,14 @@ static void before_run(void)
     assert_ok(train(2));
 }
 
-static enum code act_run(void) { return train(0); }
+static enum code act_run(void)
+{
+    struct io_lock lock;
+    TRY(io_lock_take(run, &lock));
+    enum code c = train(0);
+    io_lock_drop(&lock);
+    return c;
+}
 
 /* 1 when final/ is there; else going on must make it. */
 static int after_run(void)
