@@ -166,7 +166,8 @@ static enum code tasks_step(const struct ablation *a, struct cell *c, const stru
                 return fail(ERR_USAGE, "evaluate.tasks: the paths together are longer than %zu bytes", sizeof files);
         }
         snprintf(threads, sizeof threads, "%lld", (long long)a->config.threads);
-        const char *arguments[] = { "tasks", checkpoint, "--tasks", files, "--threads", threads, "--device", a->config.device, "--json", NULL };
+        const char *arguments[] = { "tasks", checkpoint, "--tasks", files, "--threads", threads, "--device", a->config.device, "--json",
+                                    a->config.tokenizer ? "--tokenizer" : NULL, a->config.tokenizer, NULL };
         TRY(child_program("gqa-eval", arguments, p->log, &out));
         enum code e = json_parse_object(out, strlen(out), "gqa-eval tasks", &j);
         free(out);

@@ -1,6 +1,6 @@
 /* The cells: every combination of the grid, plus the controls a reader of the report needs: the original (G = H, alpha = 0), and
  * the original trained on the same data (G = H) for every alpha above 0. Combinations that mean the same are one cell: the
- * method and the grouping do not matter at G = H, the training loss not without training, and the seed only where there is training
+ * method and the grouping do not matter at G = H, the grouping not for method auto, which chooses it, the training loss not without training, and the seed only where there is training
  * (it orders the data) or a random start. */
 #include "ablate.h"
 
@@ -81,6 +81,8 @@ static enum code add_cell(struct ablation *a, int64_t G, const char *method, con
         c.method = "none";
         c.grouping = "consecutive";
     }
+    if (strcmp(method, "auto") == 0)
+        c.grouping = "consecutive"; /* auto chooses it too */
     if (alpha <= 0) {
         c.loss = "ce";
         if (strncmp(c.method, "random", 6) != 0)

@@ -13,7 +13,7 @@ void ablate_cell_paths(const struct ablation *a, const struct cell *c, struct ab
     snprintf(p->converted, sizeof p->converted, "%s/converted/%s", p->root, c->conversion);
     snprintf(p->zero, sizeof p->zero, "%s/zero/%s.json", p->root, c->zero);
     snprintf(p->trained, sizeof p->trained, "%s/trained/%s", p->root, c->training);
-    snprintf(p->teacher, sizeof p->teacher, "%s/teacher", p->root);
+    snprintf(p->teacher, sizeof p->teacher, "%s/teacher/", p->root); /* a folder, says the last byte */
     snprintf(p->cell, sizeof p->cell, "%s/cells/%s", p->root, c->id);
     snprintf(p->log, sizeof p->log, "%s/log.txt", p->cell);
 }

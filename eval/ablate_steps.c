@@ -8,14 +8,16 @@
 
 #define RESULT_LIMIT (64u << 20)
 
-/* What a method like auto turned out to be: "svd+all". Nothing when the result does not say, or says what was asked for. */
+/* What method auto turned out to be: "svd+all similar". */
 static void read_choice(struct cell *c, const json_t *record)
 {
-    const char *method = json_string_value(json_object_get(record, "method")), *refit = json_string_value(json_object_get(record, "refit"));
+    const char *method = json_string_value(json_object_get(record, "method")), *refit = json_string_value(json_object_get(record, "refit")),
+               *grouping = json_string_value(json_object_get(record, "grouping"));
     c->chosen[0] = 0;
     if (!method || strcmp(c->method, "auto") != 0 || strcmp(method, "auto") == 0)
         return;
-    snprintf(c->chosen, sizeof c->chosen, "%s%s%s", method, refit && strcmp(refit, "none") != 0 ? "+" : "", refit && strcmp(refit, "none") != 0 ? refit : "");
+    int fitted = refit && strcmp(refit, "none") != 0;
+    snprintf(c->chosen, sizeof c->chosen, "%s%s%s%s", method, fitted ? "+" : "", fitted ? refit : "", grouping ? grouping_text(grouping) : "");
 }
 
 enum code ablate_convert(const struct ablation *a, struct cell *c, const struct ablate_paths *p)
@@ -31,8 +33,12 @@ enum code ablate_convert(const struct ablation *a, struct cell *c, const struct 
         const char *plus = strchr(c->method, '+'), *calibration = ablate_calibration(a, c->method);
         snprintf(method, sizeof method, "%.*s", plus ? (int)(plus - c->method) : 31, c->method);
         snprintf(tokens, sizeof tokens, "%lld", (long long)a->config.calibration_tokens);
-        const char *arguments[24] = { a->config.model, p->converted, "--kv-heads", G, "--method", method, "--grouping", c->grouping, "--seed", seed, "--force", "--quiet", "--json" };
-        int n = 13;
+        const char *arguments[24] = { a->config.model, p->converted, "--kv-heads", G, "--method", method, "--seed", seed, "--force", "--quiet", "--json" };
+        int n = 11;
+        if (strcmp(c->method, "auto") != 0) { /* which chooses refit and grouping by itself */
+            arguments[n++] = "--grouping";
+            arguments[n++] = c->grouping;
+        }
         if (calibration) {
             arguments[n++] = "--calibration";
             arguments[n++] = calibration;

@@ -147,7 +147,7 @@ const struct summary *ablate_find(const struct ablation *a, int64_t G, const cha
 {
     for (int i = 0; i < a->n_summaries; i++) {
         const struct summary *s = &a->summaries[i];
-        int start = G == a->H || (strcmp(s->method, method) == 0 && strcmp(s->grouping, grouping) == 0);
+        int start = G == a->H || (strcmp(s->method, method) == 0 && (strcmp(method, "auto") == 0 || strcmp(s->grouping, grouping) == 0));
         if (s->n > 0 && s->G == G && start && same(s->alpha, alpha) && (!(alpha > 0) || strcmp(s->loss, loss) == 0))
             return s;
     }

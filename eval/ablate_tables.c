@@ -108,6 +108,8 @@ static void starts_of(const struct ablation *a, int64_t G, const double *shares,
                            *loss = ((const char *const *)c->loss.items)[x];
                 const struct summary like = { .G = G, .method = method, .grouping = grouping, .loss = loss, .alpha = shares[n - 1] };
                 char name[96];
+                if (p > 0 && strcmp(method, "auto") == 0)
+                    continue;
                 ablate_start_name(a, &like, name);
                 table_row(t, G == a->H ? "control" : "");
                 table_number(t, "%.0f", (double)G);
