@@ -48,7 +48,7 @@ struct cell {
     /* results; NaN or 0 until known */
     int done;
     int64_t steps, kv_bytes, tokens;
-    double loss_zero_step, loss_final, loss_stderr, bits_per_byte, kl_zero_step, kl, kl_stderr, convert_s, uptrain_s;
+    double loss_zero_step, loss_final, loss_stderr, difference_stderr /* of loss_final - the original's, window by window */, bits_per_byte, kl_zero_step, kl, kl_stderr, convert_s, uptrain_s;
     double seconds; /* everything measured for this cell, training included: what the time left is estimated from */
     json_t *curve;  /* [[step, loss], ...] */
     json_t *evals;  /* [[step, validation loss], ...] as gqa-uptrain measured */
@@ -67,7 +67,7 @@ struct summary {
     double alpha;
     int n, failed;   /* cells done, cells failed */
     int best;        /* index of the cell with the lowest loss, -1: none done */
-    struct measure zero, final, kl, bits, task /* mean over tasks */, convert_s, uptrain_s;
+    struct measure zero, final, difference_stderr, kl, bits, task /* mean over tasks */, convert_s, uptrain_s;
     double ms, prefill, decode; /* of the first row of gqa-eval decode; NaN unknown */
 };
 
@@ -132,7 +132,10 @@ enum code ablate_summarise(struct ablation *a) MUST_USE;
 struct measure ablate_measure(const double *x, int n); /* values that are not finite are left out */
 struct measure ablate_task(const struct ablation *a, const struct summary *s, const char *task);
 int ablate_task_names(const struct ablation *a, const char **names /* [MOST_TASKS] */);
-double ablate_uncertainty(const struct summary *s); /* of final.mean: sd / sqrt(n); 0 with one seed */
+/* Of the difference of final.mean to the original's loss: the text's part (windows paired) and, with several seeds, theirs. */
+double ablate_uncertainty(const struct summary *s);
+/* Standard error of the mean difference of two models on the same windows, [[nats, tokens], ...] each. NaN when they are not the same. */
+double ablate_paired_stderr(const json_t *x, const json_t *y);
 void ablate_advise(struct ablation *a);             /* fills advice; ablate_summarise calls it */
 /* The summary of a start at a share; alpha 0 stands for every loss. NULL: no such, or nothing done. */
 const struct summary *ablate_find(const struct ablation *a, int64_t G, const char *method, const char *grouping, const char *loss, double alpha);

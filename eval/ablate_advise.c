@@ -1,9 +1,10 @@
 /* The answer. Recommended is the smallest K/V cache (fewest heads: every layer has the same number) for which
  *
- *     mean loss over seeds + its standard error (sd / sqrt(seeds)) <= loss of the original + margin,
+ *     mean loss over seeds + standard error of its difference <= loss of the original + margin,
  *
- * and among its starts the one with the lowest mean loss. Every model is scored on the same tokens, so the error of the text
- * itself is common to both sides and is left out; with one seed the spread is unknown, and the sentence says so. */
+ * and among its starts the one with the lowest mean loss. The standard error has two parts: the text's, of the differences window by
+ * window (every model is scored on the same ones), and the seeds', sd / sqrt(seeds); with one seed the latter is unknown, and the
+ * sentence says so. */
 #include "ablate.h"
 
 #include <math.h>
@@ -28,12 +29,14 @@ static void describe(const struct ablation *a, const struct summary *s, char out
 /* "0.9152 +- 0.0011 (3 seeds), +0.0017 against the original's 0.9135". */
 static void losses(const struct ablation *a, const struct summary *s, char out[256])
 {
-    char spread[64];
+    char spread[80], seeds[48] = "";
     if (s->final.n > 1)
-        snprintf(spread, sizeof spread, " +- %.4f (%d seeds)", ablate_uncertainty(s), s->final.n);
-    else
-        snprintf(spread, sizeof spread, "%s", s->alpha > 0 ? " (one seed: spread unknown)" : "");
-    snprintf(out, 256, "%.4f%s, %+.4f nats per token against the original's %.4f", s->final.mean, spread, s->final.mean - original_loss(a), original_loss(a));
+        snprintf(seeds, sizeof seeds, " (%d seeds)", s->final.n);
+    else if (s->alpha > 0)
+        snprintf(seeds, sizeof seeds, " (one seed: spread unknown)");
+    snprintf(spread, sizeof spread, " +- %.4f%s", ablate_uncertainty(s), seeds);
+    snprintf(out, 256, "%.4f, %+.4f%s nats per token against the original's %.4f", s->final.mean, s->final.mean - original_loss(a), ablate_uncertainty(s) > 0 ? spread : seeds,
+             original_loss(a));
 }
 
 static void choose(struct ablation *a)

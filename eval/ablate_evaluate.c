@@ -9,7 +9,7 @@
 
 #define RESULT_LIMIT (64u << 20)
 
-struct loss_sums { double nats, tokens, variance, bits, bytes, kl, kl_variance; };
+struct loss_sums { double nats, tokens, variance, bits, bytes, kl, kl_variance; json_t *windows; };
 
 /* Adds the result of gqa-eval perplexity on one file. An absent number is an error: read as 0 it would be the best loss there is. */
 static enum code sums_add(struct loss_sums *s, const json_t *j, int with_kl)
@@ -32,6 +32,7 @@ static enum code sums_add(struct loss_sums *s, const json_t *j, int with_kl)
     s->bytes += bytes;
     s->kl += kl * tokens;
     s->kl_variance += kl_se * kl_se * tokens * tokens;
+    json_array_extend(s->windows, json_object_get(j, "windows"));
     return OK;
 }
 
@@ -45,8 +46,8 @@ static enum code perplexity_of(const struct ablation *a, const char *checkpoint,
     snprintf(threads, sizeof threads, "%lld", (long long)c->threads);
     /* f32: differences of 0.01 nats are what the report is about */
     const char *arguments[24] = { "perplexity", checkpoint, "--json", "--data", data, "--context", context, "--stride", stride, "--limit", limit,
-                                  "--threads", threads, "--device", c->device, "--dtype", "f32" };
-    int n = 17;
+                                  "--threads", threads, "--device", c->device, "--dtype", "f32", "--windows" };
+    int n = 18;
     if (c->tokenizer) {
         arguments[n++] = "--tokenizer";
         arguments[n++] = c->tokenizer;
@@ -72,17 +73,36 @@ static enum code perplexity_step(const struct ablation *a, const char *checkpoin
 {
     if (io_exists(record) && json_read_file(record, RESULT_LIMIT, result) == OK)
         return OK;
-    struct loss_sums s = { 0 };
-    for (int i = 0; i < a->config.data.n; i++)
-        TRY(perplexity_of(a, checkpoint, ((const char *const *)a->config.data.items)[i], with_kl, log, &s));
+    struct loss_sums s = { .windows = json_array() };
+    enum code e = OK;
+    for (int i = 0; e == OK && i < a->config.data.n; i++)
+        e = perplexity_of(a, checkpoint, ((const char *const *)a->config.data.items)[i], with_kl, log, &s);
+    if (e != OK) {
+        json_decref(s.windows);
+        return e;
+    }
     *result = json_pack("{s:f, s:f, s:f, s:f}", "tokens", s.tokens, "nats_per_token", s.nats / s.tokens, "stderr", sqrt(s.variance) / s.tokens, "bytes", s.bytes);
-    if (*result && s.bytes > 0)
+    if (!*result || json_object_set_new(*result, "windows", s.windows) != 0)
+        return fail(ERR_NUMERIC, "%s: its loss is not finite", checkpoint);
+    if (s.bytes > 0)
         json_object_set_new(*result, "bits_per_byte", json_real(s.bits / s.bytes));
-    if (*result && with_kl) {
+    if (with_kl) {
         json_object_set_new(*result, "kl_per_token", json_real(s.kl / s.tokens));
         json_object_set_new(*result, "kl_stderr", json_real(sqrt(s.kl_variance) / s.tokens));
     }
-    return *result ? json_write_file(record, *result) : fail(ERR_NUMERIC, "%s: its loss is not finite", checkpoint);
+    return json_write_file(record, *result);
+}
+
+/* What the text's choice adds to the difference from the original: the same windows, so what is hard for both cancels. */
+static void pair_with_original(const struct ablation *a, struct cell *c, const json_t *scored)
+{
+    struct ablate_paths p;
+    json_t *original = NULL;
+    ablate_cell_paths(a, &a->cells[a->baseline], &p);
+    c->difference_stderr = (double)NAN;
+    if (json_read_file(p.zero, RESULT_LIMIT, &original) == OK)
+        c->difference_stderr = ablate_paired_stderr(json_object_get(scored, "windows"), json_object_get(original, "windows"));
+    json_decref(original);
 }
 
 /* Scores `checkpoint` and takes over the loss and what goes with it. The original's KL to itself is 0 and is not measured. */
@@ -95,6 +115,8 @@ static enum code loss_step(const struct ablation *a, struct cell *c, const char 
         e = json_need_f64(j, record, "nats_per_token", loss);
     if (e == OK)
         e = json_need_f64(j, record, "stderr", &c->loss_stderr);
+    if (e == OK)
+        pair_with_original(a, c, j);
     c->bits_per_byte = (double)NAN;
     if (e == OK)
         e = json_want_f64(j, record, "bits_per_byte", &c->bits_per_byte);

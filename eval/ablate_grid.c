@@ -38,6 +38,7 @@ static json_t *perplexity_json(const struct ablation *a)
     const struct ablate_config *c = &a->config;
     json_t *j = json_pack("{s:o, s:I, s:I, s:I, s:b}", "data", files_json(&c->data), "context", (json_int_t)c->context, "stride", (json_int_t)c->stride, "limit",
                           (json_int_t)c->limit, "pack", c->pack);
+    json_object_set_new(j, "windows", json_true());
     if (c->tokenizer)
         json_object_set_new(j, "tokenizer", json_string(c->tokenizer));
     if (c->kl)
@@ -76,7 +77,7 @@ static void cell_ids(const struct ablation *a, struct cell *c)
 static enum code add_cell(struct ablation *a, int64_t G, const char *method, const char *grouping, const char *loss, double alpha, int64_t seed)
 {
     struct cell c = { .G = G, .method = method, .grouping = grouping, .loss = loss, .alpha = alpha, .seed = seed };
-    c.loss_zero_step = c.loss_final = c.loss_stderr = c.bits_per_byte = c.kl_zero_step = c.kl = c.kl_stderr = (double)NAN;
+    c.loss_zero_step = c.loss_final = c.loss_stderr = c.difference_stderr = c.bits_per_byte = c.kl_zero_step = c.kl = c.kl_stderr = (double)NAN;
     if (G == a->H) {
         c.method = "none";
         c.grouping = "consecutive";

@@ -67,10 +67,10 @@ static void facts(const struct ablation *a, FILE *f)
         fact(f, value, what);
     }
     snprintf(value, sizeof value, "%+.4f", s->final.mean - base->final.mean);
-    if (s->final.n > 1)
-        snprintf(what, sizeof what, "nats per token against the original, +- %.4f over %d seeds", ablate_uncertainty(s), s->final.n);
-    else
-        snprintf(what, sizeof what, "nats per token against the original");
+    took[0] = 0;
+    if (ablate_uncertainty(s) > 0)
+        snprintf(took, sizeof took, ", +- %.4f", ablate_uncertainty(s));
+    snprintf(what, sizeof what, "nats per token against the original%s%s", took, s->final.n > 1 ? ", mean over seeds" : "");
     fact(f, value, what);
     if (s->kl.n > 0) {
         snprintf(value, sizeof value, "%.4f", s->kl.mean);

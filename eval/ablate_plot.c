@@ -74,7 +74,7 @@ static void label_points(const struct ablation *a, FILE *f, double share, double
 {
     int64_t G[MOST_GROUPS];
     int n = ablate_groups(a, G, MOST_GROUPS), below[MOST_GROUPS] = { 0 };
-    double last = -INFINITY;
+    double last = -(double)INFINITY;
     for (int g = n - 1; g >= 0; g--) {
         const struct summary *s = ablate_best(a, G[g], share);
         below[g] = 1;
@@ -98,7 +98,7 @@ static void label_points(const struct ablation *a, FILE *f, double share, double
 int plot_quality_time(const struct ablation *a, FILE *f)
 {
     int64_t G[MOST_GROUPS];
-    double shares[MOST_SHARES], low = INFINITY, high = -INFINITY;
+    double shares[MOST_SHARES], low = (double)INFINITY, high = -(double)INFINITY;
     int n_groups = ablate_groups(a, G, MOST_GROUPS), n = ablate_shares(a, shares, MOST_SHARES), first = n > 1 && !(shares[0] > 0), drawn = 0;
     const struct summary *original = ablate_find(a, a->H, "none", "consecutive", "ce", 0);
     for (int i = 0; i < a->n_summaries; i++)

@@ -55,7 +55,7 @@ int plot_recovery(const struct ablation *a, int64_t G, FILE *f)
     if (!curves)
         return 0;
     /* A curve that starts far above the others enters the picture from the top: what matters is how it comes down. */
-    double line = original_validation(a), low = line, high = line, lowest_start = INFINITY, most = 0;
+    double line = original_validation(a), low = line, high = line, lowest_start = (double)INFINITY, most = 0;
     for (int i = 0; i < n; i++) {
         curve_of(a, list[i], &curves[i]);
         const struct curve *v = &curves[i];

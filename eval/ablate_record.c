@@ -11,7 +11,7 @@ struct number_field { const char *key; size_t offset; int needed; };
 #define FIELD(name, needed) { #name, offsetof(struct cell, name), needed }
 /* Those not needed are NaN when they are not measured, and absent from the file. */
 static const struct number_field fields[] = {
-    FIELD(loss_zero_step, 1), FIELD(loss_final, 1), FIELD(loss_stderr, 1), FIELD(bits_per_byte, 0), FIELD(kl_zero_step, 0), FIELD(kl, 0),
+    FIELD(loss_zero_step, 1), FIELD(loss_final, 1), FIELD(loss_stderr, 1), FIELD(difference_stderr, 0), FIELD(bits_per_byte, 0), FIELD(kl_zero_step, 0), FIELD(kl, 0),
     FIELD(kl_stderr, 0),      FIELD(convert_s, 0),  FIELD(uptrain_s, 0),   FIELD(seconds, 0),
 };
 enum { N_FIELDS = sizeof fields / sizeof fields[0] };

@@ -8,7 +8,8 @@
 const char report_notes[] =
     "Loss is nats per token on held-out text, zero-step before any training; +- is the standard deviation over seeds. KL is KL(original || result), nats per token. "
     "Shares are of the original pretraining tokens. Rows with the original number of heads are controls: untouched, and trained on the same data. "
-    "The standard error of a cell treats windows of text as independent; all cells see the same windows, so differences are known better than that. "
+    "The standard error of a cell treats windows of text as independent. All cells see the same windows: the error of a difference from the original is taken window by window, "
+    "and with several seeds theirs (sd / sqrt(seeds)) is added in squares; the recommendation counts both. "
     "Speed-up compares decode time with the original in the same row; bandwidth share is the bytes a step must read over its time, relative to the bandwidth measured beside it.";
 
 void report_origin(FILE *f, const struct ablation *a, int html)

@@ -16,6 +16,7 @@ static json_t *cell_json(const struct cell *c)
     json_object_set_new(j, "loss_zero_step", number(c->loss_zero_step));
     json_object_set_new(j, "loss_final", number(c->loss_final));
     json_object_set_new(j, "loss_stderr", number(c->loss_stderr));
+    json_object_set_new(j, "difference_stderr", number(c->difference_stderr));
     json_object_set_new(j, "kl_zero_step", number(c->kl_zero_step));
     json_object_set_new(j, "kl", number(c->kl));
     json_object_set_new(j, "kl_stderr", number(c->kl_stderr));
@@ -104,7 +105,7 @@ char *ablate_csv(const struct ablation *a)
     FILE *f = open_memstream(&text, &n);
     if (!f)
         return NULL;
-    fprintf(f, "id,num_key_value_heads,method,chosen,grouping,loss,uptrain_fraction,seed,steps,tokens,loss_zero_step,loss_final,loss_stderr,kl_zero_step,kl,kl_stderr,bits_per_byte,"
+    fprintf(f, "id,num_key_value_heads,method,chosen,grouping,loss,uptrain_fraction,seed,steps,tokens,loss_zero_step,loss_final,loss_stderr,difference_stderr,kl_zero_step,kl,kl_stderr,bits_per_byte,"
                "kv_bytes_per_token,batch,context,prefill_tok_s,decode_tok_s,ms_per_token,bandwidth_share,convert_s,uptrain_s,status");
     for (int k = 0; k < n_tasks; k++) {
         fputs(",\"", f);
@@ -120,7 +121,7 @@ char *ablate_csv(const struct ablation *a)
             const json_t *d = json_array_get(c->decode, r);
             fprintf(f, "%s,%lld,%s,%s,%s,%s,%g,%lld,%lld,%lld", c->id, (long long)c->G, c->method, c->chosen, c->grouping, c->loss, c->alpha, (long long)c->seed,
                     (long long)c->steps, (long long)c->tokens);
-            const double numbers[] = { c->loss_zero_step, c->loss_final, c->loss_stderr, c->kl_zero_step, c->kl, c->kl_stderr, c->bits_per_byte };
+            const double numbers[] = { c->loss_zero_step, c->loss_final, c->loss_stderr, c->difference_stderr, c->kl_zero_step, c->kl, c->kl_stderr, c->bits_per_byte };
             for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++)
                 csv_number(f, ",", numbers[k]);
             fprintf(f, ",%lld,%lld,%lld,%.2f,%.2f,%.4f,%.3f,%.2f,%.2f,%s", (long long)c->kv_bytes, (long long)json_integer_value(json_object_get(d, "batch")),

@@ -73,7 +73,33 @@ struct measure ablate_task(const struct ablation *a, const struct summary *s, co
     return ablate_measure(x, n);
 }
 
-double ablate_uncertainty(const struct summary *s) { return s->final.n > 1 ? s->final.sd / sqrt(s->final.n) : 0; }
+double ablate_uncertainty(const struct summary *s)
+{
+    double seeds = s->final.n > 1 ? s->final.sd / sqrt(s->final.n) : 0, text = s->difference_stderr.n > 0 ? s->difference_stderr.mean : 0;
+    return sqrt(seeds * seeds + text * text); /* every seed is scored on the same text: its part does not average out */
+}
+
+double ablate_paired_stderr(const json_t *x, const json_t *y)
+{
+    size_t n = json_array_size(x);
+    double difference = 0, tokens = 0, squares = 0;
+    if (n < 2 || json_array_size(y) != n)
+        return (double)NAN;
+    for (int pass = 0; pass < 2; pass++)
+        for (size_t i = 0; i < n; i++) {
+            const json_t *p = json_array_get(x, i), *q = json_array_get(y, i);
+            double d = json_number_value(json_array_get(p, 0)) - json_number_value(json_array_get(q, 0)), c = json_number_value(json_array_get(p, 1));
+            if (fabs(c - json_number_value(json_array_get(q, 1))) > 0)
+                return (double)NAN;
+            if (pass) {
+                squares += (d - difference / tokens * c) * (d - difference / tokens * c);
+            } else {
+                difference += d;
+                tokens += c;
+            }
+        }
+    return sqrt(squares * (double)n / (double)(n - 1)) / tokens;
+}
 
 static double first_row(const struct cell *c, const char *key)
 {
@@ -85,7 +111,7 @@ static double first_row(const struct cell *c, const char *key)
 static void fill(const struct ablation *a, struct summary *s)
 {
     enum { MOST = 256 };
-    double final[MOST], zero[MOST], kl[MOST], bits[MOST], task[MOST], convert_s[MOST], uptrain_s[MOST];
+    double final[MOST], zero[MOST], text[MOST], kl[MOST], bits[MOST], task[MOST], convert_s[MOST], uptrain_s[MOST];
     int n = 0;
     s->best = -1;
     s->ms = s->prefill = s->decode = (double)NAN;
@@ -106,6 +132,7 @@ static void fill(const struct ablation *a, struct summary *s)
         }
         final[n] = c->loss_final;
         zero[n] = c->loss_zero_step;
+        text[n] = c->difference_stderr;
         kl[n] = c->kl;
         bits[n] = c->bits_per_byte;
         task[n] = task_mean(a, c);
@@ -115,6 +142,7 @@ static void fill(const struct ablation *a, struct summary *s)
     s->n = n;
     s->final = ablate_measure(final, n);
     s->zero = ablate_measure(zero, n);
+    s->difference_stderr = ablate_measure(text, n);
     s->kl = ablate_measure(kl, n);
     s->bits = ablate_measure(bits, n);
     s->task = ablate_measure(task, n);

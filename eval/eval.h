@@ -51,7 +51,11 @@ int stops_has(const struct stops *s, int32_t id);
 
 /* Sliding-window scoring of a token stream, as people compare perplexities: windows of `context` predictions, each starting `stride`
  * after the last; only predictions not yet scored count. stride = context: disjoint windows. */
-struct window_options { int64_t context, stride, limit /* tokens, 0: all */; int pack, eos; };
+struct window_options {
+    int64_t context, stride, limit /* tokens, 0: all */;
+    int pack, eos;
+    json_t *windows; /* NULL, or an array that gets [sum of -ln p, tokens] of every window */
+};
 struct window_result {
     double nats, stderr_nats; /* sum of -ln p over tokens; standard error of their mean */
     int64_t tokens;

@@ -7,7 +7,7 @@
 struct options {
     const char *data, *reference, *tokenizer, *device;
     int64_t context, stride, limit, threads;
-    int dtype, format, pack, json;
+    int dtype, format, pack, windows, json;
 };
 
 #define FLAG(name, type, field, arg, help) { name, type, offsetof(struct options, field), arg, help }
@@ -23,6 +23,7 @@ static const struct cli_flag flags[] = {
     FLAG("--dtype", CLI_CHOICE, dtype, SESSION_DTYPES, "element type of the weights in memory (default keep: bf16 if stored so, else f32)"),
     FLAG("--device", CLI_STR, device, "auto|cpu|cuda", "default auto"),
     FLAG("--threads", CLI_INT, threads, "N", "default 0: all CPUs"),
+    FLAG("--windows", CLI_SET, windows, NULL, "with --json: also [sum of nats, tokens] of every window, so that two models can be compared window by window"),
     FLAG("--json", CLI_SET, json, NULL, "result as JSON"),
 };
 static const struct cli cli = {
@@ -53,6 +54,8 @@ static void print_result(struct session *s, const struct options *o, const struc
         }
         json_object_set_new(j, "context", json_integer(w->context));
         json_object_set_new(j, "stride", json_integer(w->stride));
+        if (w->windows)
+            json_object_set(j, "windows", w->windows);
         json_print(j, 2);
         json_decref(j);
         return;
@@ -68,7 +71,7 @@ static void print_result(struct session *s, const struct options *o, const struc
 static enum code measure(struct session *s, const struct session_options *so, struct options *o)
 {
     const struct arch *a = ckpt_arch(s->checkpoint);
-    struct window_options w = { o->context, o->stride, o->limit, o->pack, a->eos };
+    struct window_options w = { o->context, o->stride, o->limit, o->pack, a->eos, o->windows && o->json ? json_array() : NULL };
     if (w.context == 0)
         w.context = a->max_positions < 1024 ? a->max_positions : 1024;
     if (w.stride == 0)
@@ -105,6 +108,7 @@ static enum code measure(struct session *s, const struct session_options *so, st
         print_result(s, o, &w, &r, o->limit == 0 && !tokens_has_mask(tokens) ? tokens_bytes(tokens) : -1);
     tokens_close(tokens);
     tokenizer_close(tokenizer);
+    json_decref(w.windows);
     return c;
 }
 

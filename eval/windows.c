@@ -77,6 +77,8 @@ static void add_rows(struct scorer *scorer, const struct batch *b, int64_t rows,
             }
         if (c > 0)
             blocks_add(&scorer->blocks, s, c);
+        if (c > 0 && scorer->o->windows)
+            json_array_append_new(scorer->o->windows, json_pack("[f, I]", s, (json_int_t)c));
         if (c > 0 && scorer->s->reference)
             blocks_add(&scorer->kl_blocks, scorer->kl[row], c);
         r->kl += scorer->kl[row];

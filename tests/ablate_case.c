@@ -47,6 +47,7 @@ void ablate_case_fill(struct ablation *a)
         c->loss_zero_step = 1 + ablate_case_excess(&zero);
         c->loss_final = 1 + e + noise;
         c->loss_stderr = 0.01;
+        c->difference_stderr = 0;
         c->kl = fabs(e) / 2;
         c->kl_zero_step = c->kl_stderr = 0;
         c->bits_per_byte = c->loss_final / 0.693;

@@ -89,6 +89,23 @@ static void measures(void **state)
     assert_true(m.n == 0 && isnan(m.mean));
 }
 
+/* Differences 1, 3, 2 over 2, 4, 4 tokens: mean 0.6 a token, residuals -0.2, 0.6, -0.4. */
+static void paired_windows(void **state)
+{
+    (void)state;
+    json_t *x = json_pack("[[f, i], [f, i], [f, i]]", 3.0, 2, 7.0, 4, 9.0, 4), *y = json_pack("[[f, i], [f, i], [f, i]]", 2.0, 2, 4.0, 4, 7.0, 4);
+    assert_true(fabs(ablate_paired_stderr(x, y) - sqrt(0.56 * 3 / 2) / 10) < 1e-12);
+    assert_true(fabs(ablate_paired_stderr(x, x)) < 1e-12);
+    json_array_remove(y, 2);
+    assert_true(isnan(ablate_paired_stderr(x, y)));
+    json_array_append_new(y, json_pack("[f, i]", 7.0, 5));
+    assert_true(isnan(ablate_paired_stderr(x, y)));
+    json_decref(x);
+    json_decref(y);
+    struct summary s = { .final = { 1, 0.4, 4 }, .difference_stderr = { 0.15, 0, 4 } };
+    assert_true(fabs(ablate_uncertainty(&s) - 0.25) < 1e-12);
+}
+
 static void summaries_are_over_seeds(void **state)
 {
     (void)state;
@@ -283,7 +300,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equal_cells_are_one),        cmocka_unit_test(ids_follow_what_they_depend_on), cmocka_unit_test(random_starts_have_seeds),
-        cmocka_unit_test(measures),                   cmocka_unit_test(summaries_are_over_seeds),       cmocka_unit_test(recommends_the_smallest_cache),
+        cmocka_unit_test(measures), cmocka_unit_test(paired_windows),cmocka_unit_test(summaries_are_over_seeds),       cmocka_unit_test(recommends_the_smallest_cache),
         cmocka_unit_test(says_when_nothing_qualifies), cmocka_unit_test(one_seed_says_so),              cmocka_unit_test(worth_of_a_start),
         cmocka_unit_test(time_left),                  cmocka_unit_test(task_metrics),                   cmocka_unit_test(records_round_trip),
     };
