@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "model_checks.h"
+#include "small_checkpoint.h"
 
 enum { N = TINY_B * TINY_T, V = TINY_V };
 
@@ -335,10 +336,47 @@ static void test_refusals(void **state)
     pair_close(&p);
 }
 
+/* Two checkpoints with tokenizers: the same pieces in other spelling are fine, other pieces are not. */
+static void test_tokens_must_be_the_same(void **state)
+{
+    (void)state;
+    static const char *const text[] = {"{\"model\": {\"vocab\": {\"a\": 0, \"b\": 1}}}", "{\"model\": {\"vocab\": {\"b\": 1, \"a\": 0}, \"merges\": []}}",
+                                       "{\"model\": {\"vocab\": {\"a\": 1, \"b\": 0}}}"};
+    struct checkpoint *ck[3], *wide;
+    for (int i = 0; i < 3; i++) {
+        struct arch a;
+        char name[40];
+        snprintf(name, sizeof name, "tokens%d", i);
+        char *path = temp_path(name);
+        small_arch(&a, 6, 3, DT_F32);
+        small_write(path, &a, 1, 1, NULL);
+        snprintf(name, sizeof name, "tokens%d/tokenizer.json", i);
+        temp_write(name, text[i], strlen(text[i]));
+        assert_ok(ckpt_open(&ck[i], path, NULL));
+        arch_free(&a);
+        free(path);
+    }
+    struct arch a;
+    char *path = temp_path("tokens-wide");
+    small_arch(&a, 6, 3, DT_F32);
+    a.V = a.original_vocab = 40;
+    small_write(path, &a, 1, 1, NULL);
+    assert_ok(ckpt_open(&wide, path, NULL));
+    assert_ok(model_same_tokens(ck[0], ck[0]));
+    assert_ok(model_same_tokens(ck[0], ck[1]));
+    assert_refused(model_same_tokens(ck[1], ck[2]), ERR_USAGE, "different tokenizers (tokenizer.json)");
+    assert_refused(model_same_tokens(ck[0], wide), ERR_USAGE, "vocabulary of 37 tokens");
+    for (int i = 0; i < 3; i++)
+        ckpt_close(ck[i]);
+    ckpt_close(wide);
+    arch_free(&a);
+    free(path);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_gradient_with_a_teacher_in_memory), cmocka_unit_test(test_gradient_with_kept_tokens),
     cmocka_unit_test(test_all_tokens_kept_are_the_teacher),   cmocka_unit_test(test_nothing_to_learn_from_oneself),
     cmocka_unit_test(test_weight_zero_changes_no_bit),        cmocka_unit_test(test_score_gives_each_sequence_its_distance),
-    cmocka_unit_test(test_refusals),
+    cmocka_unit_test(test_refusals),                          cmocka_unit_test(test_tokens_must_be_the_same),
 };
 int main(int argc, char **argv) { return harness_main(argc, argv, tests, COUNT_OF(tests)); }
