@@ -119,8 +119,8 @@ enum code target_full(enum code c, const char *path, int64_t bytes);
 /* Temporaries PATH.tmp-PID of processes that are gone, untouched for ten minutes: removed. Younger ones may belong to another machine on the
  * same file system: a warning names them. */
 void target_stale(const char *path, int alone /* the lock around the target says that no other process writes here */);
-/* ERR_LOCKED when another process's run holds the target or the directory around it. The target may not exist. */
-enum code target_locks(const char *path, struct io_lock locks[2]) MUST_USE;
+/* ERR_LOCKED when another process's run holds the target or the directory around it: two locks. The target may not exist. */
+enum code target_locks(const char *path, struct io_lock *locks) MUST_USE;
 /* temporary -> path: an old target is moved aside, and removed after the new one is in place. Parent fsynced. */
 enum code target_install(const char *temporary, const char *path, int force) MUST_USE;
 

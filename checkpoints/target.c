@@ -151,7 +151,7 @@ static enum code parent_fsync(const char *path)
     return c;
 }
 
-enum code target_locks(const char *path, struct io_lock locks[2])
+enum code target_locks(const char *path, struct io_lock *locks)
 {
     char *parent;
     TRY(parent_of(path, &parent, NULL));
