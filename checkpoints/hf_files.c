@@ -36,8 +36,6 @@ static enum code shard_add(struct checkpoint *ck, struct hf_files *files, const 
     if (!s->path)
         return fail(ERR_MEMORY, "%s: out of memory", ck->path);
     files->n++;
-    if (io_file_bytes(s->path) < 0)
-        return fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is missing; if a download was cut short, repeat it", s->path);
     TRY(st_open(&s->header, &s->fd, s->path, limit));
     posix_fadvise(s->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     return OK;
@@ -75,6 +73,41 @@ static enum code index_check(const char *dir, const struct hf_files *files, stru
     return OK;
 }
 
+/* 1 if `path` is below `dir`; both without links. */
+static int below(const char *path, const char *dir)
+{
+    size_t n = strlen(dir);
+    return !strncmp(path, dir, n) && (path[n] == '/' || (n && dir[n - 1] == '/'));
+}
+
+/* A name that leads out by a link is refused like "../name". The hub's cache is made of such links, from
+ * models--OWNER--NAME/snapshots/HASH into models--OWNER--NAME/blobs: those are followed. */
+static enum code link_check(const char *dir, const char *name)
+{
+    char *path = io_join(dir, name), *real = realpath(path, NULL), *home = realpath(dir, NULL), *blobs = NULL;
+    enum code c = OK;
+    if (!real || !home) {
+        c = fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is missing; if a download was cut short, repeat it", path);
+    } else if (!below(real, home)) {
+        char *cache = strdup(home), *slash = cache ? strrchr(cache, '/') : NULL;
+        if (slash)
+            *slash = 0;
+        size_t n = cache ? strlen(cache) : 0;
+        if (n > 10 && !strcmp(cache + n - 10, "/snapshots")) {
+            cache[n - 10] = 0;
+            blobs = io_join(cache, "blobs");
+        }
+        if (!blobs || !below(real, blobs))
+            c = fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is a link out of the directory, to %s; copy the file here", path, real);
+        free(cache);
+    }
+    free(blobs);
+    free(home);
+    free(real);
+    free(path);
+    return c;
+}
+
 static enum code sharded_open(struct checkpoint *ck, struct hf_files *files, int64_t limit)
 {
     char *path, *bytes;
@@ -87,8 +120,11 @@ static enum code sharded_open(struct checkpoint *ck, struct hf_files *files, int
         c = form_add_fileref(ck, HF_INDEX);
     if (c == OK)
         c = shards_reserve(ck, files, x.n_files);
-    for (int f = 0; c == OK && f < x.n_files; f++)
-        c = shard_add(ck, files, x.files[f], limit);
+    for (int f = 0; c == OK && f < x.n_files; f++) {
+        c = link_check(ck->path, x.files[f]);
+        if (c == OK)
+            c = shard_add(ck, files, x.files[f], limit);
+    }
     if (c == OK)
         c = index_check(ck->path, files, &x);
     st_index_free(&x);

@@ -1,6 +1,7 @@
 /* See provenance.h. Paths in the file are base names: one that leaves the directory is refused. */
 #include "provenance.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,6 +27,18 @@ static enum code output_entry(const char *dir, const char *name, json_t *outputs
     return c;
 }
 
+/* Of everything else in the file: its text without spaces, keys in order. */
+static enum code digest_of(json_t *root, const char *where, char hex[65])
+{
+    json_object_del(root, "digest");
+    char *text = json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS);
+    if (!text)
+        return fail(ERR_MEMORY, "%s: out of memory while hashing", where);
+    sha256_of(text, strlen(text), hex);
+    free(text);
+    return OK;
+}
+
 enum code provenance_write(const char *dir, const json_t *facts)
 {
     json_t *root = json_pack("{s:s}", "schema", SCHEMA);
@@ -40,7 +53,12 @@ enum code provenance_write(const char *dir, const json_t *facts)
     for (int i = 0; c == OK && i < n; i++)
         if (strcmp(names[i], FILE_NAME) != 0)
             c = output_entry(dir, names[i], outputs);
-    if (c == OK && json_object_set(root, "outputs", outputs) != 0)
+    char hex[65] = "";
+    if (c == OK && (json_object_set_new(root, "schema", json_string(SCHEMA)) != 0 || json_object_set(root, "outputs", outputs) != 0))
+        c = fail(ERR_MEMORY, "%s: out of memory while writing " FILE_NAME, dir);
+    if (c == OK)
+        c = digest_of(root, path, hex);
+    if (c == OK && json_object_set_new(root, "digest", json_string(hex)) != 0)
         c = fail(ERR_MEMORY, "%s: out of memory while writing " FILE_NAME, dir);
     if (c == OK)
         c = json_write_file(path, root);
@@ -79,6 +97,17 @@ static enum code verify_entry(const char *dir, const char *where, const json_t *
     return c;
 }
 
+/* Last, so that a file that differs is named first. */
+static enum code digest_verify(json_t *root, const char *where)
+{
+    const char *text;
+    char want[65] = "", found[65];
+    TRY(json_need_str(root, where, "digest", &text));
+    snprintf(want, sizeof want, "%s", text);
+    TRY(digest_of(root, where, found));
+    return strcmp(want, found) ? fail(ERR_INPUT, "%s: its digest does not match: the file was changed or damaged", where) : OK;
+}
+
 enum code provenance_verify(const char *dir, int *files_checked)
 {
     char *where = io_join(dir, FILE_NAME);
@@ -101,6 +130,8 @@ enum code provenance_verify(const char *dir, int *files_checked)
         c = verify_entry(dir, where, json_array_get(outputs, i));
         *files_checked += c == OK;
     }
+    if (c == OK)
+        c = digest_verify(root, where);
     json_decref(root);
     free(where);
     return c;

@@ -1,5 +1,5 @@
 /* PROVENANCE.json of a result directory: where it came from, and a hash of every file so that --verify can tell damage.
- * {"schema": "gqakit/provenance/1", FACTS..., "outputs": [{"path", "bytes", "xxh128"}]}. XXH3-128 because a conversion must
+ * {"schema": "gqakit/provenance/1", FACTS..., "outputs": [{"path", "bytes", "xxh128"}], "digest": of all the rest}. XXH3-128 because a conversion must
  * stay near the speed of copying; inputs are recorded by SHA-256 in FACTS, as model hubs show them. */
 #ifndef GQAKIT_CHECKPOINTS_PROVENANCE_H
 #define GQAKIT_CHECKPOINTS_PROVENANCE_H

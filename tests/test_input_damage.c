@@ -162,7 +162,7 @@ static void test_payload(void **state)
     static const struct damage_subject plain = {"values, opened", "one/model.safetensors", read_folder, DAMAGE_SEEN, DAMAGE_PARTIAL};
     static const struct damage_subject verified = {"values, --verify", "one/model.safetensors", read_verified, DAMAGE_SEEN, DAMAGE_SEEN};
     static const struct damage_subject config = {"config.json, --verify", "one/config.json", read_verified, DAMAGE_SEEN, DAMAGE_SEEN};
-    static const struct damage_subject record = {"PROVENANCE.json", "one/PROVENANCE.json", read_verified, DAMAGE_SEEN, DAMAGE_PARTIAL};
+    static const struct damage_subject record = {"PROVENANCE.json", "one/PROVENANCE.json", read_verified, DAMAGE_SEEN, DAMAGE_SEEN};
     tiny_write("one", 0);
     char *dir = temp_path("one"), *path = temp_path("one/model.safetensors");
     assert_ok(provenance_write(dir, NULL));
