@@ -165,8 +165,10 @@ $(addprefix $(OUT)/tests/,test_device_memory test_distill_device test_ablate_ans
 
 # Faults on demand (tests/faults.h): before libc's calls, and before malloc in our own code. Main functions under another name.
 FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain
+FAULT_LIB    := test_disk_full test_signals
 FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_uptrain
 $(addprefix $(OUT)/tests/,$(FAULT_IO)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,io play power)
+$(addprefix $(OUT)/tests/,$(FAULT_LIB)): $(OUT)/obj/tests/fault_play.o $(OUT)/obj/tests/fault_io.o
 $(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): $(OUT)/obj/tests/fault_memory.o
 $(OUT)/tests/test_crash_convert $(OUT)/tests/test_memory_convert: $(CONVERT_OBJ) $(OUT)/obj/tests/main_convert.o
 $(OUT)/tests/test_crash_uptrain $(OUT)/tests/test_memory_uptrain: $(INSIDE_OBJ)

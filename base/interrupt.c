@@ -25,14 +25,15 @@ static void on_stop(int n, siginfo_t *info, void *context)
         kill((pid_t)child, n);
 }
 
-static void install(int n, void (*plain)(int))
+enum how { WATCHED, IGNORED, DEFAULT };
+static void install(int n, enum how how)
 {
     struct sigaction a;
     memset(&a, 0, sizeof a);
     a.sa_flags = SA_RESTART;
     sigemptyset(&a.sa_mask);
-    if (plain)
-        a.sa_handler = plain;
+    if (how != WATCHED)
+        a.sa_handler = how == IGNORED ? SIG_IGN : SIG_DFL;
     else {
         a.sa_sigaction = on_stop;
         a.sa_flags |= SA_SIGINFO;
@@ -47,13 +48,13 @@ static void watch(int n)
 {
     struct sigaction now;
     if (!sigaction(n, NULL, &now) && ((now.sa_flags & SA_SIGINFO) || now.sa_handler != SIG_IGN))
-        install(n, NULL);
+        install(n, WATCHED);
 }
 
 void interrupt_quiet(void)
 {
-    install(SIGPIPE, SIG_IGN);
-    install(SIGXFSZ, SIG_IGN);
+    install(SIGPIPE, IGNORED);
+    install(SIGXFSZ, IGNORED);
 }
 
 void interrupt_watch(void)
@@ -89,6 +90,6 @@ void interrupt_end(void)
     int n = (int)asked;
     if (!n)
         return;
-    install(n, SIG_DFL);
+    install(n, DEFAULT);
     raise(n);
 }

@@ -28,6 +28,7 @@ static enum code run(struct ablation *a)
         a->config.output_dir = dir;
     }
     struct io_lock lock;
+    interrupt_quiet(); /* whoever reads our progress may go away: the cells go on */
     TRY(ablate_grid(a));
     TRY(io_mkdirs(a->config.output_dir));
     TRY(io_lock_take(a->config.output_dir, &lock));
