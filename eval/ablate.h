@@ -31,7 +31,7 @@ struct ablate_config {
     struct config_list data, tasks; /* validation files, task files */
     const char *tokenizer;
     int64_t context, stride, limit;
-    int pack, kl;
+    int pack, kl, keep_all;
     struct config_list decode_batch, decode_context; /* i64 */
     int64_t decode_new, decode_repeats;
     double margin; /* nats a recommended cell may lose against the original */
@@ -68,15 +68,15 @@ struct summary {
     int n, failed;   /* cells done, cells failed */
     int best;        /* index of the cell with the lowest loss, -1: none done */
     struct measure zero, final, difference_stderr, kl, bits, task /* mean over tasks */, convert_s, uptrain_s;
-    double ms, prefill, decode; /* of the first row of gqa-eval decode; NaN unknown */
+    double ms, ms_sd, prefill, decode; /* of the first row of gqa-eval decode; NaN unknown */
 };
 
 /* The answer: indices into summaries and cells, -1 none. `reason` is the sentence; path and command use the checkpoint, next says
- * what to try when nothing qualifies (or ""). */
+ * what to try when nothing qualifies, warning what spoils every cell (or ""). */
 struct advice {
     int pick, nearest, cell;
     int headline; /* bytes of the reason's first sentence */
-    char reason[1200], path[1200], command[1400], next[600];
+    char reason[1200], path[1200], command[1400], next[600], warning[320];
 };
 
 struct ablation {

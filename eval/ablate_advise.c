@@ -77,7 +77,8 @@ static void speed_text(const struct ablation *a, const struct summary *s, char *
     const struct summary *base = ablate_find(a, a->H, "none", "consecutive", "ce", 0);
     out[0] = 0;
     if (base && s->ms > 0 && base->ms > 0)
-        snprintf(out, n, ", decode at %.2f x the original's speed", base->ms / s->ms);
+        snprintf(out, n, ", decode at %.2f x the original's speed%s", base->ms / s->ms,
+                 s->ms_sd > 0.15 * s->ms || base->ms_sd > 0.15 * base->ms ? " (timings spread widely: a busy machine)" : "");
 }
 
 static void say_pick(struct ablation *a)
@@ -85,7 +86,7 @@ static void say_pick(struct ablation *a)
     struct advice *d = &a->advice;
     const struct summary *s = &a->summaries[d->pick];
     const struct cell *c = &a->cells[s->best];
-    char what[192], loss[256], speed[96], cheaper[320];
+    char what[192], loss[256], speed[128], cheaper[320];
     describe(a, s, what);
     losses(a, s, loss);
     speed_text(a, s, speed, sizeof speed);
@@ -134,11 +135,29 @@ static void say_next(struct ablation *a)
     snprintf(d->next + used, sizeof d->next - used, "; or accept the difference with margin: %.2g.", 1.05 * upper_difference(a, s));
 }
 
+/* The control says what the training itself does: an original that gets worse on its own kind of data is trained too hard. */
+static void say_warning(struct ablation *a)
+{
+    for (int i = 0; i < a->n_summaries; i++) {
+        const struct summary *s = &a->summaries[i];
+        double worse = s->final.mean - original_loss(a) - ablate_uncertainty(s);
+        char share[24];
+        if (s->G != a->H || s->n == 0 || !(s->alpha > 0) || !(worse > fmax(0.25 * a->config.margin, 0.002)))
+            continue;
+        ablate_percent(share, s->alpha);
+        snprintf(a->advice.warning, sizeof a->advice.warning,
+                 "Training made even the original worse: %+.4f nats after %s (%s). Every cell suffers from that. A lower learning rate, or data more like the original's, would help them all.",
+                 s->final.mean - original_loss(a), share, s->loss);
+        return;
+    }
+}
+
 void ablate_advise(struct ablation *a)
 {
     struct advice *d = &a->advice;
     memset(d, 0, sizeof *d);
     choose(a);
+    say_warning(a);
     if (d->pick >= 0) {
         say_pick(a);
     } else if (d->nearest >= 0) {

@@ -36,6 +36,7 @@ static const struct config_field fields[] = {
     F_IN("evaluate.decode.new", CONFIG_INT, decode_new, "32", 1, 1 << 20, "see gqa-eval decode"),
     F_IN("evaluate.decode.repeats", CONFIG_INT, decode_repeats, "5", 1, 10000, "see gqa-eval decode"),
     F("margin", CONFIG_FLOAT, margin, "0.01", "nats per token a recommended model may lose against the original"),
+    { "keep", CONFIG_CHOICE, offsetof(struct ablate_config, keep_all), "final", "final|all", NULL, "of a finished training: its result and log, or also its checkpoints (12 bytes per parameter) and tokenised text", 0, 0 },
     F_IN("threads", CONFIG_INT, threads, "0", 0, 4096, "0: all CPUs"),
     F("device", CONFIG_STR, device, "auto", "auto, cpu, cuda"),
 };

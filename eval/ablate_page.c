@@ -212,6 +212,11 @@ char *ablate_html(const struct ablation *a)
     text(f, a->config.name ? a->config.name : "");
     fputs("</small></h1>\n", f);
     answer(a, f);
+    if (*a->advice.warning) {
+        fputs("<p class=alert>", f);
+        text(f, a->advice.warning);
+        fputs("</p>\n", f);
+    }
     if (report_failures(a, line, sizeof line)) {
         fputs("<p class=alert>", f);
         text(f, line);

@@ -57,6 +57,8 @@ char *ablate_markdown(const struct ablation *a)
     if (*d->command)
         fprintf(f, "\nThe checkpoint: `%s`. Try it: `%s`.%s%s%s\n", d->path, d->command, *a->cells[d->cell].home ? " Home: " : "", a->cells[d->cell].home,
                 *a->cells[d->cell].home ? "." : "");
+    if (*d->warning)
+        fprintf(f, "\n%s\n", d->warning);
     if (report_failures(a, line, sizeof line))
         fprintf(f, "\n%s\n", line);
     fputs("\n## What each start is worth\n\nNats per token above the original, held out.\n\n", f);

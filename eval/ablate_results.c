@@ -85,6 +85,7 @@ json_t *ablate_results(const struct ablation *a)
     json_object_set_new(r, "path", *d->path ? json_string(d->path) : json_null());
     json_object_set_new(r, "command", *d->command ? json_string(d->command) : json_null());
     json_object_set_new(r, "next", *d->next ? json_string(d->next) : json_null());
+    json_object_set_new(r, "warning", *d->warning ? json_string(d->warning) : json_null());
     json_object_set_new(j, "recommendation", r);
     return j;
 }
@@ -174,6 +175,8 @@ void ablate_table(const struct ablation *a, FILE *f)
             (long long)json_integer_value(json_object_get(row, "context")), a->advice.reason);
     if (*a->advice.next)
         fprintf(f, "%s\n", a->advice.next);
+    if (*a->advice.warning)
+        fprintf(f, "%s\n", a->advice.warning);
     if (*a->advice.command)
         fprintf(f, "checkpoint: %s\n%s\n", a->advice.path, a->advice.command);
 }

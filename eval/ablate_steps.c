@@ -141,6 +141,24 @@ static enum code read_curves(struct cell *c, const char *log)
     return OK;
 }
 
+/* Checkpoints and tokenised text of a finished run: several times its result, and nothing reads them again. */
+static void tidy(const struct ablation *a, const struct ablate_paths *p)
+{
+    char run[1300], **names = NULL;
+    int n = 0;
+    snprintf(run, sizeof run, "%s/run", p->trained);
+    if (a->config.keep_all || io_list(run, &names, &n) != OK)
+        return;
+    for (int i = 0; i < n; i++)
+        if (strncmp(names[i], "step-", 5) == 0 || strcmp(names[i], "cache") == 0) {
+            char *path = io_join(run, names[i]);
+            if (!path || io_remove_tree(path) != OK)
+                log_warn("%s of a finished run was not removed: %s", names[i], fail_text());
+            free(path);
+        }
+    io_names_free(names, n);
+}
+
 enum code ablate_uptrain(const struct ablation *a, struct cell *c, const struct ablate_paths *p)
 {
     if (c->alpha <= 0)
@@ -159,6 +177,7 @@ enum code ablate_uptrain(const struct ablation *a, struct cell *c, const struct 
         TRY(child_program("gqa-uptrain", arguments, p->log, &out));
         free(out);
         measured = host_seconds() - start;
+        tidy(a, p);
     }
     TRY(read_curves(c, log));
     if (measured > c->uptrain_s) /* the log's time covers all resumes, but training alone */

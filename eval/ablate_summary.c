@@ -114,7 +114,7 @@ static void fill(const struct ablation *a, struct summary *s)
     double final[MOST], zero[MOST], text[MOST], kl[MOST], bits[MOST], task[MOST], convert_s[MOST], uptrain_s[MOST];
     int n = 0;
     s->best = -1;
-    s->ms = s->prefill = s->decode = (double)NAN;
+    s->ms = s->ms_sd = s->prefill = s->decode = (double)NAN;
     for (int i = 0; i < a->n_cells && n < MOST; i++) {
         const struct cell *c = &a->cells[i];
         if (!same_key(s, c))
@@ -126,6 +126,7 @@ static void fill(const struct ablation *a, struct summary *s)
             s->best = i;
         if (c->decode) {
             s->ms = first_row(c, "ms_per_token");
+            s->ms_sd = first_row(c, "stdev");
             s->prefill = first_row(c, "prefill_tok_s");
             s->decode = first_row(c, "decode_tok_s");
             s->kv_bytes = c->kv_bytes;

@@ -197,6 +197,24 @@ static void says_when_nothing_qualifies(void **state)
     ablate_free(&a);
 }
 
+static void a_control_that_gets_worse_is_a_warning(void **state)
+{
+    (void)state;
+    struct ablation a;
+    ablate_case(&a);
+    ablate_case_fill(&a);
+    assert_ok(ablate_summarise(&a));
+    assert_string_equal(a.advice.warning, "");
+    ablate_case_cell(&a, 8, "none", "distill", 0.05, 0)->loss_final = 1.05;
+    ablate_case_cell(&a, 8, "none", "distill", 0.05, 1)->loss_final = 1.06;
+    assert_ok(ablate_summarise(&a));
+    assert_non_null(strstr(a.advice.warning, "even the original worse: +0.0550 nats after 5% (distill)"));
+    ablate_case_cell(&a, 8, "none", "distill", 0.05, 1)->loss_final = 0.96; /* the seeds do not agree */
+    assert_ok(ablate_summarise(&a));
+    assert_string_equal(a.advice.warning, "");
+    ablate_free(&a);
+}
+
 static void one_seed_says_so(void **state)
 {
     (void)state;
@@ -301,7 +319,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(equal_cells_are_one),        cmocka_unit_test(ids_follow_what_they_depend_on), cmocka_unit_test(random_starts_have_seeds),
         cmocka_unit_test(measures), cmocka_unit_test(paired_windows),cmocka_unit_test(summaries_are_over_seeds),       cmocka_unit_test(recommends_the_smallest_cache),
-        cmocka_unit_test(says_when_nothing_qualifies), cmocka_unit_test(one_seed_says_so),              cmocka_unit_test(worth_of_a_start),
+        cmocka_unit_test(says_when_nothing_qualifies), cmocka_unit_test(one_seed_says_so), cmocka_unit_test(a_control_that_gets_worse_is_a_warning),              cmocka_unit_test(worth_of_a_start),
         cmocka_unit_test(time_left),                  cmocka_unit_test(task_metrics),                   cmocka_unit_test(records_round_trip),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));

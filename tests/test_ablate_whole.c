@@ -189,6 +189,10 @@ static void steps_are_shared(void **state)
         if (block)
             assert_true(strstr(block, teacher) && strstr(block, cache));
         free(text);
+        snprintf(path, sizeof path, "run/trained/%s/run/final", names[i]);
+        assert_true(count_in(path) > 0);
+        snprintf(path, sizeof path, "run/trained/%s/run/cache", names[i]);
+        assert_int_equal(count_in(path), 0); /* a finished run keeps its result */
     }
     assert_int_equal(distilled, n / 2);
     assert_true(count_in("run/teacher") >= 1);
