@@ -3,7 +3,7 @@
  *   minimise  sum over layers of cost_l(G_l)   so that  sum over layers of bytes_l(G_l) <= budget
  *
  * exactly, by dynamic programming. cost_l(G) is the share of the hidden state behind layer l that is wrong when that layer alone is merged to G
- * heads: squared distance of its output from the original's over the original's size, on held-out calibration tokens. The merge's own
+ * heads, and fitted if a refit follows: squared distance of its output from the original's over the original's size, on held-out tokens. The merge's own
  * error J does not compare layers: measured, a layer of small J at the model's start can cost ten times the loss of one of large J. */
 #ifndef GQAKIT_CONVERT_BUDGET_H
 #define GQAKIT_CONVERT_BUDGET_H

@@ -148,7 +148,7 @@ static enum code models_open(struct calibrating *c)
 }
 
 /* Where large states go: beside the target, on the disk that must hold the result anyway. */
-static char *directory_of(const char *target)
+char *calibration_directory(const char *target)
 {
     size_t n = strlen(target);
     while (n > 1 && target[n - 1] == '/')
@@ -173,7 +173,7 @@ static enum code calibrating_open(struct calibrating *c)
     r->layer = calloc((size_t)r->L, sizeof *r->layer);
     if (!r->layer)
         return fail(ERR_MEMORY, "out of memory for %lld layers", (long long)r->L);
-    char *dir = directory_of(c->o->target);
+    char *dir = calibration_directory(c->o->target);
     if (!dir)
         return fail(ERR_MEMORY, "out of memory for a path");
     c->spill = (struct spill){.dir = dir, .on_disk = r->size.disk > 0};

@@ -37,6 +37,8 @@ struct calibrating {
 
 /* Sequences of a full batch. */
 int64_t calibration_batch(const struct calibration_tokens *t);
+/* Where large states go: the target's folder, or /tmp; malloc'ed. */
+char *calibration_directory(const char *target);
 /* Sums into means, and the lower half too. */
 void moments_finish(struct gram *g);
 
@@ -66,6 +68,8 @@ enum code heads_in_order(struct calibrating *c, int64_t layer, const int64_t *me
 /* mean_beside.c. Open after the embedding; a layer before the converted one is loaded into m1; the loss when m0 holds the head. */
 int64_t mean_beside_floats(const struct calibrating *c); /* 0: the conversion is a plain mean itself, or merges nothing */
 enum code mean_beside_open(struct calibrating *c) MUST_USE;
+/* The layer into m1: these heads, everything else the source's; merged->k NULL: all of it. */
+enum code merged_load(struct calibrating *c, int64_t layer, const struct attention_layer *merged) MUST_USE;
 enum code mean_beside_layer(struct calibrating *c, int64_t layer) MUST_USE;
 enum code mean_beside_loss(struct calibrating *c) MUST_USE;
 

@@ -26,7 +26,7 @@ enum code mean_beside_open(struct calibrating *c)
     return OK;
 }
 
-static enum code load(struct calibrating *c, int64_t layer, const struct attention_layer *merged)
+enum code merged_load(struct calibrating *c, int64_t layer, const struct attention_layer *merged)
 {
     model_part_set(c->m1, layer);
     for (int i = 0; i < model_param_count(c->m1); i++) {
@@ -72,7 +72,7 @@ enum code mean_beside_layer(struct calibrating *c, int64_t layer)
         code = merge_heads(&to, &from, NULL, MERGE_MEAN, NULL, NULL);
     attention_layer_free(&from);
     if (code == OK)
-        code = load(c, layer, &to);
+        code = merged_load(c, layer, &to);
     attention_layer_free(&to);
     return code == OK ? run(c) : code;
 }

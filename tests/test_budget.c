@@ -4,6 +4,8 @@
 
 #include "convert/budget.h"
 #include "data/data.h"
+#include "model_fixture.h"
+#include "model_variants.h"
 #include "programs.h"
 #include "small_checkpoint.h"
 
@@ -194,6 +196,36 @@ static void written_within_the_budget(void **state)
     free(tokens);
 }
 
+/* Every form that a model can have, one byte less than all of it: something must be given up, by whatever refit the form allows. */
+static void every_form(void **state)
+{
+    (void)state;
+    char *source = temp_path("form.h5"), *target = temp_path("form-gqa.h5"), *tokens = token_file(), budget[24];
+    for (int i = 0; i < model_variants(); i++) {
+        struct arch a;
+        fixture_arch(&a);
+        MODEL_VARIANTS[i].change(&a);
+        a.eos = -1;
+        int64_t most = arch_kv_bytes_per_token(&a, 0, a.dtype), merges = 0;
+        for (int64_t l = 0; l < 2; l++)
+            merges |= a.stack[STACK_DEC].block[l].G > 1;
+        small_write(source, &a, 31, 1, NULL);
+        snprintf(budget, sizeof budget, "%lld", (long long)most - 1);
+        json_t *j = merges ? program_json(CONVERT(source, target, "--force", "--quiet", "--json", "--calibration", tokens, "--sequence-length", "32", "--threads", "1",
+                                                  "--method", "auto", "--kv-budget", budget))
+                           : NULL;
+        if (j && !(json_number_at(json_object_get(j, "kv_budget"), "used") < (double)most)) {
+            print_error("%s\n", MODEL_VARIANTS[i].name);
+            assert_true(0);
+        }
+        json_decref(j);
+        arch_free(&a);
+    }
+    free(source);
+    free(target);
+    free(tokens);
+}
+
 static void refusals(void **state)
 {
     (void)state;
@@ -219,6 +251,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(optimal_and_within), cmocka_unit_test(equal_layers_are_uniform),  cmocka_unit_test(refused_costs),
         cmocka_unit_test(budgets_in_words),   cmocka_unit_test(written_within_the_budget), cmocka_unit_test(refusals),
+        cmocka_unit_test(every_form),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
