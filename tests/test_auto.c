@@ -126,7 +126,7 @@ static void entropy_by_definition(void **state)
     for (int64_t window = 0; window <= 7; window += 7)
         for (int slopes = 0; slopes < 2; slopes++) {
             struct attention x;
-            double sum = NAN;
+            double sum = (double)NAN;
             attention_open(&x, 2, window, slopes);
             double expected = entropy_by_loops(&x);
             assert_ok(attention_entropy(&sum, &x.v, &x.batch, &x.arch, 1));

@@ -104,7 +104,7 @@ static void equal_layers_are_uniform(void **state)
 static void refused_costs(void **state)
 {
     (void)state;
-    static const double bad[] = {NAN, HUGE_VAL, -1};
+    static const double bad[] = {(double)NAN, HUGE_VAL, -1};
     for (size_t i = 0; i < COUNT_OF(bad); i++) {
         struct budget b;
         struct budget_layer layer[LAYERS];
