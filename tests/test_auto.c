@@ -140,7 +140,7 @@ static void entropy_of_known_attention(void **state)
 {
     (void)state;
     struct attention x;
-    double sum = NAN, expected = 0;
+    double sum = (double)NAN, expected = 0;
     attention_open(&x, 0, 0, 0);
     entropy_by_loops(&x);
     assert_ok(attention_entropy(&sum, &x.v, &x.batch, &x.arch, 1));
