@@ -27,6 +27,18 @@ void ablate_case(struct ablation *a)
     assert_ok(ablate_grid(a));
 }
 
+void ablate_case_again(struct ablation *a)
+{
+    for (int i = 0; i < a->n_cells; i++) {
+        json_decref(a->cells[i].curve);
+        json_decref(a->cells[i].evals);
+        json_decref(a->cells[i].tasks);
+        json_decref(a->cells[i].decode);
+    }
+    a->n_cells = 0;
+    assert_ok(ablate_grid(a));
+}
+
 double ablate_case_excess(const struct cell *c)
 {
     double start = strcmp(c->method, "mean") == 0 ? 2.0 : strcmp(c->method, "none") == 0 ? 0 : 0.2;

@@ -40,21 +40,18 @@ static void ids_follow_what_they_depend_on(void **state)
     ablate_case(&a);
     ablate_case(&b);
     b.config.tasks = (struct config_list){ 1, data };
-    b.n_cells = 0;
-    assert_ok(ablate_grid(&b));
+    ablate_case_again(&b);
     const struct cell *x = ablate_case_cell(&a, 4, "mean", "distill", 0.05, 1), *y = ablate_case_cell(&b, 4, "mean", "distill", 0.05, 1);
     assert_string_not_equal(x->id, y->id);
     assert_string_equal(x->zero, y->zero);
     assert_string_equal(x->training, y->training);
     b.config.data = (struct config_list){ 1, data };
-    b.n_cells = 0;
-    assert_ok(ablate_grid(&b));
+    ablate_case_again(&b);
     y = ablate_case_cell(&b, 4, "mean", "distill", 0.05, 1);
     assert_string_not_equal(x->zero, y->zero);
     assert_string_equal(x->training, y->training);
     json_object_set_new(b.distill, "weight", json_real(0.9));
-    b.n_cells = 0;
-    assert_ok(ablate_grid(&b));
+    ablate_case_again(&b);
     assert_string_not_equal(x->training, ablate_case_cell(&b, 4, "mean", "distill", 0.05, 1)->training);
     x = ablate_case_cell(&a, 4, "mean", "ce", 0.05, 1);
     assert_string_equal(x->training, ablate_case_cell(&b, 4, "mean", "ce", 0.05, 1)->training);
@@ -69,8 +66,7 @@ static void random_starts_have_seeds(void **state)
     struct ablation a;
     ablate_case(&a);
     a.config.method = (struct config_list){ 1, methods };
-    a.n_cells = 0;
-    assert_ok(ablate_grid(&a));
+    ablate_case_again(&a);
     assert_int_equal(count(&a, 0), 1 + 3 * 2);
     assert_string_not_equal(ablate_case_cell(&a, 2, "random+output", "ce", 0, 0)->conversion, ablate_case_cell(&a, 2, "random+output", "ce", 0, 1)->conversion);
     ablate_free(&a);
@@ -221,8 +217,7 @@ static void one_seed_says_so(void **state)
     struct ablation a;
     ablate_case(&a);
     a.config.seed.n = 1;
-    a.n_cells = 0;
-    assert_ok(ablate_grid(&a));
+    ablate_case_again(&a);
     ablate_case_fill(&a);
     assert_ok(ablate_summarise(&a));
     assert_non_null(strstr(a.advice.reason, "one seed: spread unknown"));
@@ -242,8 +237,7 @@ static void worth_of_a_start(void **state)
     assert_non_null(strstr(line, "2 heads: svd+all, distill reaches 1.0480 with 0.5%; mean, ce needs 5% for 1.1000: 10 times less training"));
     assert_int_equal(ablate_worth(&a, 8, line, sizeof line), 0);
     a.config.method.n = 1; /* mean alone: distill of mean is compared */
-    a.n_cells = 0;
-    assert_ok(ablate_grid(&a));
+    ablate_case_again(&a);
     ablate_case_fill(&a);
     assert_ok(ablate_summarise(&a));
     assert_int_equal(ablate_worth(&a, 1, line, sizeof line), 1);
