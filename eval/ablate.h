@@ -136,6 +136,7 @@ int ablate_task_names(const struct ablation *a, const char **names /* [MOST_TASK
 double ablate_uncertainty(const struct summary *s);
 /* Standard error of the mean difference of two models on the same windows, [[nats, tokens], ...] each. NaN when they are not the same. */
 double ablate_paired_stderr(const json_t *x, const json_t *y);
+int ablate_noisy(const struct ablation *a, const struct summary *s); /* its decode time, or the original's, spreads by more than 15% */
 void ablate_advise(struct ablation *a);             /* fills advice; ablate_summarise calls it */
 /* The summary of a start at a share; alpha 0 stands for every loss. NULL: no such, or nothing done. */
 const struct summary *ablate_find(const struct ablation *a, int64_t G, const char *method, const char *grouping, const char *loss, double alpha);

@@ -72,13 +72,19 @@ static void mention_cheaper(const struct ablation *a, const struct summary *pick
     snprintf(out, n, " Enough would be: %s (%+.4f).", what, cheap->final.mean - original_loss(a));
 }
 
+int ablate_noisy(const struct ablation *a, const struct summary *s)
+{
+    const struct summary *base = ablate_find(a, a->H, "none", "consecutive", "ce", 0);
+    return s->ms_sd > 0.15 * s->ms || (base && base->ms_sd > 0.15 * base->ms);
+}
+
 static void speed_text(const struct ablation *a, const struct summary *s, char *out, size_t n)
 {
     const struct summary *base = ablate_find(a, a->H, "none", "consecutive", "ce", 0);
     out[0] = 0;
     if (base && s->ms > 0 && base->ms > 0)
         snprintf(out, n, ", decode at %.2f x the original's speed%s", base->ms / s->ms,
-                 s->ms_sd > 0.15 * s->ms || base->ms_sd > 0.15 * base->ms ? " (timings spread widely: a busy machine)" : "");
+                 ablate_noisy(a, s) ? " (timings spread widely: a busy machine)" : "");
 }
 
 static void say_pick(struct ablation *a)

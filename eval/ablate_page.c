@@ -23,7 +23,7 @@ static const char style[] =
     "figcaption{font-weight:600}figcaption small{display:block;font-weight:400;color:var(--muted);font-size:.82rem;line-height:1.35}svg{width:100%;height:auto;max-width:640px}"
     "svg text,svg tspan{font-family:system-ui,sans-serif}"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums}td,th{padding:.28rem .6rem;border-bottom:1px solid var(--grid);text-align:right;"
-    "white-space:nowrap}th{background:var(--panel);vertical-align:bottom;white-space:normal}td.t{text-align:left}td small{color:var(--muted)}tr.pick td{background:var(--goodbg);font-weight:600}"
+    "white-space:nowrap}th{background:var(--panel);vertical-align:bottom;white-space:normal}td.t,th.t{text-align:left}td small{color:var(--muted)}tr.pick td{background:var(--goodbg);font-weight:600}"
     "tr.control td{color:var(--muted)}tr.failed td.t{color:var(--warn);white-space:normal;min-width:14rem}th[data-s]{cursor:pointer}th[data-s]:hover{text-decoration:underline}"
     "th[aria-sort=ascending]::after{content:' \\25b2'}th[aria-sort=descending]::after{content:' \\25bc'}"
     ".note{color:var(--muted);font-size:.85rem}details{margin-top:1.5rem}summary{cursor:pointer;font-weight:600}li{margin:.15rem 0}"

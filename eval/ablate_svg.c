@@ -111,6 +111,14 @@ char *ablate_plot_script(const struct ablation *a, enum ablate_plot which, int64
     return script;
 }
 
+static int noisy(const struct ablation *a)
+{
+    for (int i = 0; i < a->n_summaries; i++)
+        if (a->summaries[i].n > 0 && ablate_noisy(a, &a->summaries[i]))
+            return 1;
+    return 0;
+}
+
 void ablate_plot_caption(const struct ablation *a, enum ablate_plot which, int64_t G, char *title, size_t n_title, char *note, size_t n_note)
 {
     char share[24];
@@ -120,7 +128,7 @@ void ablate_plot_caption(const struct ablation *a, enum ablate_plot which, int64
     switch (which) {
     case PLOT_QUALITY_TIME:
         snprintf(title, n_title, "Quality against time per token");
-        snprintf(note, n_note, "Each point is the best start of that number of heads. Down and left is better.");
+        snprintf(note, n_note, "Each point is the best start of that number of heads. Down and left is better.%s", noisy(a) ? " The timings spread widely: the machine was busy." : "");
         break;
     case PLOT_RECOVERY:
         snprintf(title, n_title, "Recovery with %lld key/value head%s", (long long)G, s);

@@ -21,7 +21,8 @@ void table_begin(struct table *t, const char *const *heads, int n)
 {
     fputs(t->html ? "<div class=wide><table><thead><tr>" : "", t->f);
     for (int i = 0; i < n; i++) {
-        fputs(t->html ? "<th scope=col>" : "| ", t->f);
+        int words = strcmp(heads[i], "start") == 0 || strcmp(heads[i], "status") == 0 || strcmp(heads[i], "id") == 0;
+        fputs(!t->html ? "| " : words ? "<th scope=col class=t>" : "<th scope=col>", t->f);
         table_escape(t->f, t->html, heads[i]);
         fputs(t->html ? "</th>" : " ", t->f);
     }
