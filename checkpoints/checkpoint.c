@@ -175,6 +175,11 @@ void ckpt_provenance(struct ckpt_writer *w, const json_t *facts)
     w->facts = json_incref((json_t *)(uintptr_t)facts);
 }
 
+const char *ckpt_writer_dir(const struct ckpt_writer *w)
+{
+    return io_is_dir(w->temporary) ? w->temporary : NULL;
+}
+
 static void writer_free(struct ckpt_writer *w)
 {
     arch_free(&w->arch);

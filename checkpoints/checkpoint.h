@@ -82,6 +82,8 @@ enum code ckpt_write(struct ckpt_writer *w, const struct ckpt_tensor *t, int64_t
 enum code ckpt_add_file(struct ckpt_writer *w, const char *name, const void *bytes, size_t n) MUST_USE;
 /* A directory gets PROVENANCE.json with these facts (provenance.h) before it appears. Nothing happens to other forms. */
 void ckpt_provenance(struct ckpt_writer *w, const json_t *facts);
+/* Where a directory stands until ckpt_commit, for what else is to lie in it; NULL for other forms. */
+const char *ckpt_writer_dir(const struct ckpt_writer *w);
 /* Checks that all is written, fsyncs, renames into place. Frees w in every case. */
 enum code ckpt_commit(struct ckpt_writer *w) MUST_USE;
 void ckpt_abandon(struct ckpt_writer *w); /* removes the temporary; NULL is fine */
@@ -121,6 +123,9 @@ enum code ckpt_rewritten(struct checkpoint **out, struct checkpoint *source, con
 
 /* How arrays outside host memory are reached: copies bytes in either direction. */
 struct step_copy { enum code (*copy)(void *context, void *dst, const void *src, size_t bytes); void *context; };
+struct step_array;
+/* Arrays that are computed while they are written: rows [row, row+rows) into dst, in order. */
+struct step_source { enum code (*rows)(void *context, const struct step_array *array, int64_t row, int64_t rows, void *dst); void *context; };
 struct step_array {
     char name[80];
     enum dtype dtype;
@@ -128,6 +133,7 @@ struct step_array {
     int64_t n[2];
     void *p;                          /* contiguous */
     const struct step_copy *through;  /* p is reached by this, in row blocks of about 4 MiB; NULL: host memory */
+    const struct step_source *source; /* step_save: where the values come from, and p is not looked at; NULL: p */
 };
 
 struct step_content {
@@ -150,7 +156,13 @@ const json_t *step_meta(const struct step_reader *r);
 const struct arch *step_arch(const struct step_reader *r);
 /* Reads the whole array; dtype and shape must match exactly. */
 enum code step_read(struct step_reader *r, const struct step_array *array) MUST_USE;
+/* Rows [row, row+rows) of an f32 array of this shape. */
+enum code step_read_rows(struct step_reader *r, const char *name, const int64_t n[2], int64_t row, int64_t rows, float *dst) MUST_USE;
 void step_close(struct step_reader *r);
+/* The optimiser's moments that belong to a checkpoint, "m/NAME" and "v/NAME": of a step or run directory its own, of a directory that
+ * gqa-convert wrote those in PATH/optimizer. *found = 0 and OK when there are none. *updates: how many updates made them (AdamW's t). */
+#define MOMENTS_DIR "optimizer"
+enum code moments_open(struct step_reader **r, const char *path, int64_t *updates, int *found) MUST_USE;
 /* Re-hashes a step directory, an HF directory with provenance, or a .h5 against what it recorded. */
 enum code ckpt_verify(const char *path, int *files_checked) MUST_USE;
 

@@ -214,6 +214,54 @@ enum code step_read(struct step_reader *r, const struct step_array *array)
     return array->through ? read_through(r->f, array, &a) : h5_rows_read(r->f, array->name, &a, 0, a.n[0], array->p);
 }
 
+enum code step_read_rows(struct step_reader *r, const char *name, const int64_t n[2], int64_t row, int64_t rows, float *dst)
+{
+    struct h5_array a;
+    if (!h5_has(r->f, name))
+        return fail(ERR_INPUT, "%s/" STEP_FILE ": array %s is missing", r->dir, name);
+    TRY(h5_array_info(r->f, name, &a));
+    if (a.n[0] != n[0] || a.n[1] != n[1] || a.dtype != DT_F32)
+        return fail(ERR_INPUT, "%s/" STEP_FILE ": array %s: expected f32 [%lld, %lld], found %s [%lld, %lld]", r->dir, name, (long long)n[0],
+                    (long long)n[1], dtype_name(a.dtype), (long long)a.n[0], (long long)a.n[1]);
+    return h5_rows_read(r->f, name, &a, row, rows, dst);
+}
+
+/* AdamW's t: updates of the run, those skipped left out, and those that its own moments had behind them. */
+static enum code updates_of(const struct step_reader *r, int64_t *updates)
+{
+    const json_t *state = json_object_get(step_meta(r), "state");
+    int64_t step = 0, skips = 0, before = 0;
+    TRY(json_want_i64(state, r->dir, "step", 0, INT64_MAX / 4, &step));
+    TRY(json_want_i64(state, r->dir, "skips", 0, step, &skips));
+    TRY(json_want_i64(state, r->dir, "moments_updates", 0, INT64_MAX / 4, &before));
+    *updates = step - skips + before;
+    return OK;
+}
+
+enum code moments_open(struct step_reader **r, const char *path, int64_t *updates, int *found)
+{
+    *r = NULL;
+    *found = 0;
+    *updates = 0;
+    if (!io_is_dir(path))
+        return OK;
+    char *beside = io_join(path, MOMENTS_DIR);
+    if (!beside)
+        return fail(ERR_MEMORY, "%s: out of memory", path);
+    int own = step_is_dir(path) || step_is_run_dir(path);
+    enum code c = own ? step_open(r, path, found) : step_is_run_dir(beside) ? step_open(r, beside, found) : OK;
+    free(beside);
+    if (c == OK && *found)
+        c = updates_of(*r, updates);
+    if (c == OK && *found && *updates == 0) /* never moved: there is nothing to take */
+        *found = 0;
+    if (c != OK || !*found) {
+        step_close(*r);
+        *r = NULL;
+    }
+    return c;
+}
+
 void step_close(struct step_reader *r)
 {
     if (!r)

@@ -63,7 +63,8 @@ static enum code write_through(struct h5_file *f, const struct step_array *from,
     enum code c = block ? OK : fail(ERR_MEMORY, "out of memory for a block of %s", from->name);
     for (int64_t row = 0; c == OK && row < a->n[0]; row += rows) {
         int64_t now = a->n[0] - row < rows ? a->n[0] - row : rows;
-        c = from->through->copy(from->through->context, block, (const char *)from->p + row * row_bytes, (size_t)(now * row_bytes));
+        c = from->source ? from->source->rows(from->source->context, from, row, now, block)
+                         : from->through->copy(from->through->context, block, (const char *)from->p + row * row_bytes, (size_t)(now * row_bytes));
         if (c == OK)
             c = h5_rows_write(f, from->name, a, row, now, block);
     }
@@ -83,7 +84,7 @@ static enum code array_write(struct h5_file *f, const struct step_content *s, in
             origin = (struct native_origin){t->source, t->file, t->dtype, (int)(t - ckpt_at(s->source, 0))};
         TRY(native_origin_write(f, from->name, &origin));
     }
-    return from->through ? write_through(f, from, &a) : h5_rows_write(f, from->name, &a, 0, a.n[0], from->p);
+    return from->through || from->source ? write_through(f, from, &a) : h5_rows_write(f, from->name, &a, 0, a.n[0], from->p);
 }
 
 static enum code file_write(const char *path, const struct step_content *s)

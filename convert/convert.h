@@ -15,6 +15,9 @@ enum { METHOD_AUTO = MERGE_SVD + 1 };
 #define GROUPINGS "consecutive|similar"
 enum grouping { GROUPING_CONSECUTIVE, GROUPING_SIMILAR };
 
+#define MOMENTS_NAMES "none|carry"
+enum { MOMENTS_NONE, MOMENTS_CARRY };
+
 #define KV_HEADS_KEEP INT64_MIN
 struct options {
     const char *source, *target;
@@ -32,6 +35,7 @@ struct options {
     const char *family;            /* --target-family; NULL: not asked */
     int dtype;                     /* index into "keep|f32|bf16|f16" */
     int64_t seed, shard_mb, header_mb;
+    int moments;                   /* MOMENTS_NONE, MOMENTS_CARRY */
     const char *verify;
 };
 enum dtype options_dtype(const struct options *o); /* DT_NONE: keep */
@@ -95,6 +99,7 @@ struct layer_errors {
     double *j, *mean_j; /* [G]: J of the method and of a plain mean (merge.h); NULL when the layer was streamed */
     int64_t *members;   /* [G0]; NULL: consecutive */
     int64_t heads;      /* G0 */
+    double *e_k, *e_v;  /* [G0, D, D] maps E_j (merge.h); NULL: 1. One allocation, e_k */
 };
 
 struct file_hash { const char *path; char sha256[65]; int64_t bytes; };
@@ -107,6 +112,7 @@ struct outcome {
     double seconds;
     int calibrated;           /* 1: calibration holds something */
     struct calibration calibration;
+    int keep_maps;            /* layers[].e_k and e_v are wanted */
     int64_t nonfinite_copied; /* elements in tensors that were only copied */
 };
 void outcome_free(struct outcome *o);
@@ -126,6 +132,14 @@ enum code layers_merge(struct attention_layer *to, const struct attention_layer 
 enum code layers_write_rows(struct ckpt_writer *w, const struct ckpt_tensor *out, const float *values, int64_t count, int64_t head) MUST_USE;
 enum code layers_write(struct layers *s, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out) MUST_USE;
 double initializer_range(const struct arch *a); /* of config.json, or 0.02 */
+
+/* carry.c: the optimiser's moments, merged as the weights were. *c is NULL when there are none to carry; *why says why when there are
+ * some that cannot be, else "". Before the tensors are walked. */
+struct carry;
+enum code carry_open(struct carry **c, const struct plan *plan, const struct options *o, struct outcome *out, char *why, size_t n) MUST_USE;
+/* After the walk: writes them below the target's directory, and says what was written in facts. */
+enum code carry_write(struct carry *c, struct ckpt_writer *w, json_t *facts) MUST_USE;
+void carry_close(struct carry *c); /* NULL is fine */
 
 /* What opening the target would refuse; writes nothing. */
 enum code stream_check(struct checkpoint *source, const struct plan *plan, const struct options *o) MUST_USE;

@@ -107,7 +107,14 @@ enum code layers_merge(struct attention_layer *to, const struct attention_layer 
     TRY(cost_tables(e, from->G, to->G));
     if (o->grouping == GROUPING_SIMILAR)
         TRY(merge_grouping(from, &input, method, to->G, e->members));
-    cost = (struct merge_cost){e->error[0].distance, e->error[1].distance, e->j, e->mean_j};
+    if (out->keep_maps && (method == MERGE_ALIGN || method == MERGE_SVD)) {
+        size_t n = (size_t)(from->G * from->D * from->D);
+        e->e_k = calloc(2 * n, sizeof *e->e_k);
+        if (!e->e_k)
+            return fail(ERR_MEMORY, "out of memory for the maps of layer %lld's heads", (long long)from->layer);
+        e->e_v = e->e_k + n;
+    }
+    cost = (struct merge_cost){e->error[0].distance, e->error[1].distance, e->j, e->mean_j, e->e_k, e->e_v};
     return merge_heads(to, from, &input, method, e->members, &cost);
 }
 

@@ -22,6 +22,8 @@ static const struct cli_flag flags[] = {
     FLAG("--sequence-length", CLI_INT, sequence_length, "N", "of the calibration (default: the model's positions, at most 1024)"),
     FLAG("--refit", CLI_CHOICE, refit, REFIT_NAMES, "with --calibration: fit to the original's hidden states, by least squares, the output projection; block: the MLP's down "
          "projection too; all: the query and key projections too (default none; of --method auto: all)"),
+    FLAG("--moments", CLI_CHOICE, moments, MOMENTS_NAMES, "carry: merge the optimizer's moments of a run directory too, for gqa-uptrain to start from; two "
+         "f32 numbers for each weight (default none)"),
     FLAG("--threads", CLI_INT, threads, "N", "of the calibration (default 0: all CPUs)"),
     FLAG("--dtype", CLI_CHOICE, dtype, "keep|f32|bf16|f16", "element type of the result (default keep)"),
     FLAG("--seed", CLI_INT, seed, "N", "for --method random (default 0)"),

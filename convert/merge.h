@@ -62,6 +62,7 @@ const char *merge_method_name(enum merge_method m);
 struct merge_cost {
     double *k, *v, *j; /* [G] */
     double *mean_j;    /* [G] J that the plain mean of the same heads would have; NULL: not wanted */
+    double *e_k, *e_v; /* [G0, D, D] the maps E_j by source head, for what else lives in the heads' coordinates; NULL: not wanted */
 };
 
 /* from (G0 heads) -> to (to->G heads, allocated): group g holds the heads members[g*m .. g*m+m-1], m = G0 / to->G (members NULL:

@@ -255,6 +255,13 @@ static void check_shapes(const struct attention_layer *to, const struct attentio
     CHECK(sum == from->G * (from->G - 1) / 2);
 }
 
+static void keep_maps(const struct job *job, double *maps, enum side_kind kind)
+{
+    int64_t DD = job->D * job->D;
+    for (int64_t i = 0; maps && i < job->to->G * job->m; i++)
+        memcpy(maps + job->members[i] * DD, job->sides[2 * (i / job->m) + (kind == SIDE_V)].E + i % job->m * DD, (size_t)DD * sizeof *maps);
+}
+
 static enum code merge(struct job *job, const struct merge_input *input, struct merge_cost *cost)
 {
     struct moments moments;
@@ -263,6 +270,10 @@ static enum code merge(struct job *job, const struct merge_input *input, struct 
     enum code c = solve_groups(job, &moments, cost);
     moments_free(&moments);
     TRY(c);
+    if (cost) {
+        keep_maps(job, cost->e_k, SIDE_K);
+        keep_maps(job, cost->e_v, SIDE_V);
+    }
     apply_maps(job);
     if (job->method == MERGE_RANDOM && job->m > 1)
         TRY(draw_fresh(job->to, input));

@@ -194,6 +194,7 @@ void outcome_free(struct outcome *o)
         free(o->layers[l].j);
         free(o->layers[l].mean_j);
         free(o->layers[l].members);
+        free(o->layers[l].e_k);
     }
     free(o->layers);
     free(o->inputs);
@@ -227,11 +228,21 @@ enum code stream_convert(struct checkpoint *source, const struct plan *plan, con
     TRY(outcome_init(out, source, plan));
     struct ckpt_target target = target_of(source, plan, o);
     struct ckpt_writer *w = NULL;
-    TRY(ckpt_create(&w, &target));
+    struct carry *carry = NULL;
+    char why[160];
+    TRY(carry_open(&carry, plan, o, out, why, sizeof why));
+    if (*why)
+        log_info("the optimizer's moments are not carried: %s", why);
+    enum code created = ckpt_create(&w, &target);
+    if (created != OK) {
+        carry_close(carry);
+        return created;
+    }
     if (o->calibration) {
         out->calibrated = 1;
         enum code calibrated = calibration_run(&out->calibration, source, plan, o, out);
         if (calibrated != OK) {
+            carry_close(carry);
             ckpt_abandon(w);
             return calibrated;
         }
@@ -251,12 +262,16 @@ enum code stream_convert(struct checkpoint *source, const struct plan *plan, con
         c = card ? ckpt_add_file(w, "README.md", card, strlen(card)) : fail(ERR_MEMORY, "out of memory for the model card");
         free(card);
     }
+    out->seconds = host_seconds() - start;
+    json_t *facts = c == OK ? provenance_facts(source, plan, o, out) : NULL;
+    if (c == OK && carry)
+        c = carry_write(carry, w, facts);
+    carry_close(carry);
     if (c != OK) {
+        json_decref(facts);
         ckpt_abandon(w);
         return c;
     }
-    out->seconds = host_seconds() - start;
-    json_t *facts = provenance_facts(source, plan, o, out);
     ckpt_provenance(w, facts);
     json_decref(facts);
     c = ckpt_commit(w);

@@ -135,7 +135,7 @@ void runs_step(const char *out, int step, const char *name, float *dst, int64_t 
     char text[64];
     int found = 0;
     struct step_reader *r;
-    struct step_array a = {.dtype = DT_F32, .nd = 2, .n = {n0, n1}, .p = dst};
+    struct step_array a = {.dtype = DT_F32, .nd = n1 > 1 ? 2 : 1, .n = {n0, n1}, .p = dst};
     snprintf(text, sizeof text, "%s/step-%08d", out, step);
     snprintf(a.name, sizeof a.name, "%s", name);
     char *path = temp_path(text);

@@ -113,7 +113,7 @@ static void one_head_in_many_bases_is_recovered(void **state)
             assert_ok(attention_layer_new(&b, &arch, 0, 8 / m));
             double *N = calibrated ? random_moments(a.C, 3) : NULL, k[4], v[4], j[4], mean_j[4];
             struct merge_input input = {.moments = N};
-            struct merge_cost cost = {k, v, j, mean_j};
+            struct merge_cost cost = {.k = k, .v = v, .j = j, .mean_j = mean_j};
             assert_ok(merge_heads(&b, &a, calibrated ? &input : NULL, svd ? MERGE_SVD : MERGE_ALIGN, NULL, &cost));
             double d = output_distance(&a, &b, &arch);
             if (!(d < 1e-6) || !(j[0] < 1e-9))
@@ -135,7 +135,7 @@ static void total(const struct attention_layer *a, const struct arch *arch, cons
     struct attention_layer b;
     double k[8], v[8], j[8], m[8];
     struct merge_input input = {.moments = N};
-    struct merge_cost cost = {k, v, j, m};
+    struct merge_cost cost = {.k = k, .v = v, .j = j, .mean_j = m};
     assert_ok(attention_layer_new(&b, arch, 0, G));
     assert_ok(merge_heads(&b, a, &input, method, NULL, &cost));
     *J = *mean = 0;

@@ -184,7 +184,7 @@ static void test_wrong_array(void **state)
     char *run = fresh("wrong");
     assert_ok(step_put(run, &A, 5, 0));
     assert_ok(step_open(&r, run, &found));
-    struct step_array a = {"m/flat", DT_F32, 1, {101, 1}, p, NULL};
+    struct step_array a = {.name = "m/flat", .dtype = DT_F32, .nd = 1, .n = {101, 1}, .p = p};
     assert_ok(step_read(r, &a));
     a.n[0] = 100;
     assert_refused(step_read(r, &a), ERR_INPUT, "expected f32 [100, 1], found f32 [101, 1]");

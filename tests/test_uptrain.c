@@ -128,8 +128,24 @@ static void test_freeze(void **state)
     runs_step("frozen", 1, "param/dec.0.attn.q.w", a, 48, 24);
     runs_step("frozen", 2, "param/dec.0.attn.q.w", b, 48, 24);
     assert_memory_not_equal(a, b, N * sizeof *a);
+    /* Attention only: everything but q, k, v and o of every layer; their norm is no part of it. */
+    c = runs_start("attention", ARGS("max_steps=2", "save_steps=1", "freeze=['*', '!*.attn.*']", "optimizer.weight_decay=0.3"), NULL);
+    runs_expect(&c, 0, "freeze: ");
+    static const struct { const char *name; int n0, n1, moves; } parts[] = {{"param/embed.weight", 256, 24, 0}, {"param/dec.0.attn_norm.w", 24, 1, 0},
+        {"param/dec.1.mlp.up.w", 40, 24, 0}, {"param/dec.final_norm.w", 24, 1, 0}, {"param/dec.0.attn.q.w", 48, 24, 1}, {"param/dec.1.attn.k.w", 24, 24, 1},
+        {"param/dec.0.attn.v.w", 24, 24, 1}, {"param/dec.1.attn.o.w", 24, 48, 1}};
+    for (size_t i = 0; i < COUNT_OF(parts); i++) {
+        runs_step("attention", 1, parts[i].name, a, parts[i].n0, parts[i].n1);
+        runs_step("attention", 2, parts[i].name, b, parts[i].n0, parts[i].n1);
+        int same = !memcmp(a, b, (size_t)(parts[i].n0 * parts[i].n1) * sizeof *a);
+        if (same == parts[i].moves)
+            print_error("%s: %s\n", parts[i].name, same ? "did not move" : "moved");
+        assert_int_equal(same, !parts[i].moves);
+    }
     c = runs_start("frozen2", ARGS("freeze=[nothing.*]"), NULL);
     runs_expect(&c, 2, "matches no tensor");
+    c = runs_start("frozen3", ARGS("freeze=['*', '!*.attention.*']"), NULL);
+    runs_expect(&c, 2, "'!*.attention.*' matches no tensor");
 }
 
 static void test_plan_and_refusals(void **state)

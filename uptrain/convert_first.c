@@ -43,6 +43,7 @@ static void make_command(struct command *c, const struct options *o, const char 
     add_number(c, "--calibration-tokens", o->gqa.calibration_tokens);
     add(c, "--refit", o->gqa.calibration ? o->gqa.refit : NULL);
     add_number(c, "--seed", o->seed);
+    add(c, "--moments", o->optimizer.moments == MOMENTS_AUTO ? "carry" : NULL);
     c->argv[c->n++] = "--force";
 }
 
@@ -58,7 +59,8 @@ static enum code inputs_hash(const struct command *cmd, const struct options *o,
     for (int i = 3; c == OK && i < cmd->n; i++)
         sha256_add(h, cmd->argv[i], strlen(cmd->argv[i]) + 1);
     for (int i = 0; c == OK && i < n; i++) {
-        char file[33], *path = io_is_dir(o->model_path) ? io_join(o->model_path, names[i]) : strdup(o->model_path);
+        const char *from = ckpt_path(source); /* of a run: its newest step */
+        char file[33], *path = io_is_dir(from) ? io_join(from, names[i]) : strdup(from);
         c = path ? xxh128_file(path, file) : fail(ERR_MEMORY, "out of memory while hashing %s", o->model_path);
         free(path);
         if (c == OK)

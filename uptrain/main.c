@@ -103,6 +103,8 @@ static enum code train(struct run *r, const struct plan *plan, int quiet)
     TRY(setup_model(r));
     TRY(distill_attach(r));
     TRY(state_resume(r, &resumed));
+    if (!resumed)
+        TRY(moments_take(r));
     if (resumed)
         log_info("resumed at step %lld of %lld from %s", (long long)r->state.step, (long long)r->budget.steps, r->saved_path);
     if (r->optimizer.frozen)

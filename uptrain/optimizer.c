@@ -13,14 +13,18 @@
 
 #include "run.h"
 
+/* The last pattern that matches decides: "!glob" takes a tensor back from those before it. */
 static int frozen(const struct options *o, const char *name, unsigned char *used)
 {
     int hit = 0;
-    for (int i = 0; i < o->freeze.n; i++)
-        if (fnmatch(((const char *const *)o->freeze.items)[i], name, 0) == 0) {
+    for (int i = 0; i < o->freeze.n; i++) {
+        const char *glob = ((const char *const *)o->freeze.items)[i];
+        int back = *glob == '!';
+        if (fnmatch(glob + back, name, 0) == 0) {
             used[i] = 1;
-            hit = 1;
+            hit = !back;
         }
+    }
     return hit;
 }
 

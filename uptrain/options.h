@@ -27,8 +27,9 @@ struct data_options {
     int pack;
 };
 
+enum { MOMENTS_ZERO, MOMENTS_AUTO };
 struct optimizer_options {
-    int name;
+    int name, moments;
     double lr, eps, weight_decay;
     struct config_list betas_list;
     double beta1, beta2; /* adam_beta1, adam_beta2; after options_load always set */

@@ -55,6 +55,7 @@ struct optimizer {
 /* What a checkpoint keeps beside parameters and moments. */
 struct progress_state {
     int64_t step, tokens;
+    int64_t moments_updates;          /* updates that the moments had behind them at step 0 */
     int64_t skips, skips_row;         /* skipped steps: all, and in a row up to now */
     int64_t eval_step, line_step;     /* last step evaluated, last step logged; -1 none */
     double loss, grad_norm, lr, kl;   /* of the last step; NaN before the first, kl also without a teacher */
@@ -156,6 +157,9 @@ enum code evaluate(struct run *r, double *loss, int *stopped) MUST_USE;
 enum code state_arrays(struct run *r) MUST_USE;
 enum code state_save(struct run *r) MUST_USE;
 enum code state_resume(struct run *r, int *resumed) MUST_USE;
+
+/* moments.c. At step 0: the moments that belong to the source, if they are wanted and there are any. */
+enum code moments_take(struct run *r) MUST_USE;
 
 /* trainer.c. ERR_STOPPED after a signal, with a checkpoint; ERR_NUMERIC after too many skipped steps. */
 enum code trainer_run(struct run *r) MUST_USE;

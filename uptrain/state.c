@@ -1,7 +1,7 @@
 /* Saving and resuming. A step directory holds param/NAME, m/NAME, v/NAME and this meta object, enough to continue bit for bit:
  *   config (resolved), data {train, validation [{path, sha256, tokens}], tokenizer, bos, eos}, threads, isa, device,
  *   teacher (hash of its files, with distillation),
- *   state {step, tokens, skips, skips_row, eval_step, line_step, loss, grad_norm, lr, kl, loss_zero, loss_eval, seconds}.
+ *   state {step, tokens, moments_updates, skips, skips_row, eval_step, line_step, loss, grad_norm, lr, kl, loss_zero, loss_eval, seconds}.
  * Data order is a function of the step, so there is no position to store. A resume is refused when what decides the bits of a step
  * has changed (data, batch geometry, seed, architecture), and says what else has changed. */
 #include <math.h>
@@ -47,8 +47,9 @@ static json_t *real(double v)
 
 static json_t *state_json(const struct progress_state *s)
 {
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:f}", "step", (json_int_t)s->step, "tokens",
-                     (json_int_t)s->tokens, "skips", (json_int_t)s->skips, "skips_row", (json_int_t)s->skips_row, "eval_step",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:f}", "step", (json_int_t)s->step, "tokens",
+                     (json_int_t)s->tokens, "moments_updates", (json_int_t)s->moments_updates, "skips", (json_int_t)s->skips, "skips_row",
+                     (json_int_t)s->skips_row, "eval_step",
                      (json_int_t)s->eval_step, "line_step", (json_int_t)s->line_step, "loss", real(s->loss), "grad_norm",
                      real(s->grad_norm), "lr", real(s->lr), "kl", real(s->kl), "loss_zero", real(s->loss_zero), "loss_eval", real(s->loss_eval), "seconds",
                      s->seconds);
@@ -62,6 +63,8 @@ static enum code state_of_json(struct progress_state *s, const json_t *j, const 
         {"loss_zero", &s->loss_zero}, {"loss_eval", &s->loss_eval}, {"seconds", &s->seconds}};
     for (size_t i = 0; i < sizeof ints / sizeof *ints; i++)
         TRY(json_need_i64(j, where, ints[i].key, -1, INT64_MAX, ints[i].to));
+    s->moments_updates = 0; /* what older checkpoints do not say */
+    TRY(json_want_i64(j, where, "moments_updates", 0, INT64_MAX / 4, &s->moments_updates));
     for (size_t i = 0; i < sizeof reals / sizeof *reals; i++) {
         *reals[i].to = (double)NAN;
         TRY(json_want_f64(j, where, reals[i].key, reals[i].to));

@@ -71,7 +71,7 @@ static enum code one_step(struct run *r, struct loop *l)
         TRY(r->backend->fill(r->device, model_flat(r->model).grads, NAN, 1));
     TRY(optimizer_norm(&r->optimizer, o->max_grad_norm));
     if (valid > 0) /* the update's number leaves skipped steps out: their moments were not updated */
-        TRY(optimizer_step(&r->optimizer, &o->optimizer, s->lr, step - s->skips));
+        TRY(optimizer_step(&r->optimizer, &o->optimizer, s->lr, s->moments_updates + step - s->skips));
     struct step_scalars result;
     TRY(optimizer_result(&r->optimizer, &result));
     double sums[] = {result.loss_sum, result.kl_sum};
