@@ -136,9 +136,12 @@ static void say_next(struct ablation *a)
         ablate_percent(share, most);
         used += (size_t)snprintf(d->next + used, sizeof d->next - used, "%sfinish the cells at %s", sep, share);
     } else {
-        used += (size_t)snprintf(d->next + used, sizeof d->next - used, "%suptrain longer: add %g to grid.uptrain_fraction (what is done is kept)", sep, most > 0 ? 2 * most : 0.05);
+        used += (size_t)snprintf(d->next + used, sizeof d->next - used, "%s%s: add %g to grid.uptrain_fraction (what is done is kept)", sep, most > 0 ? "uptrain longer" : "uptrain",
+                                 most > 0 ? 2 * most : 0.05);
     }
-    snprintf(d->next + used, sizeof d->next - used, "; or accept the difference with margin: %.2g.", 1.05 * upper_difference(a, s));
+    if (upper_difference(a, s) < 0.25) /* beyond that it is another model */
+        used += (size_t)snprintf(d->next + used, sizeof d->next - used, "; or accept the difference with margin: %.2g", 1.05 * upper_difference(a, s));
+    snprintf(d->next + used, sizeof d->next - used, ".");
 }
 
 /* The control says what the training itself does: an original that gets worse on its own kind of data is trained too hard. */
