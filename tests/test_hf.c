@@ -267,7 +267,7 @@ static void test_index_disagreements(void **state)
         {"model.layers.2.input_layernorm.weight", NULL, ERR_INPUT, "does not list tensor \"model.layers.2.input_layernorm.weight\""},
         {"lm_head.weight", "model.norm's", ERR_INPUT, "says tensor \"lm_head.weight\" is in"},
         {"extra.weight", "model.norm's", ERR_INPUT, "which does not hold it"},
-        {"lm_head.weight", "absent.safetensors", ERR_IO, "absent.safetensors"},
+        {"lm_head.weight", "absent.safetensors", ERR_INPUT, "absent.safetensors"},
         {"lm_head.weight", "../plain/model.safetensors", ERR_INPUT, "leaves the directory"},
         {"lm_head.weight", "/etc/passwd", ERR_INPUT, "leaves the directory"},
         {"lm_head.weight", "config.json", ERR_INPUT, "config.json: "},
