@@ -5,6 +5,7 @@
  * Seal, 512 bytes of text: "gqakit/checkpoint/1 bytes N xxh128 HEX\n", NULs to the end; N and HEX of all bytes after it. */
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -19,7 +21,7 @@
 
 #include "h5_private.h"
 
-enum { BLOCK = 1 << 20, DEPTH_MAX = 4, OBJECTS_MAX = 1 << 20, CHUNK_MAX = 64 << 20, BASE_SECONDS = 20, BYTES_PER_SECOND = 10 << 20 };
+enum { BLOCK = 1 << 20, DEPTH_MAX = 4, OBJECTS_MAX = 1 << 20, CHUNK_MAX = 64 << 20, BASE_SECONDS = 20, BYTES_PER_SECOND = 10 << 20, WALK_PER_SECOND = 100 << 20, MEMORY_MORE = 1 << 30 };
 
 /* ---- seal --------------------------------------------------------------------------------------------------------- */
 
@@ -239,13 +241,30 @@ static double now(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static _Noreturn void child_main(const char *path, int data, int out, double seconds)
+/* What the walk may use: processor time by the size of the file (a loop without end is what it is for), and 1 GiB beyond what we hold:
+ * the largest row and the largest chunk fit, and a size that lies brings down the child alone. */
+static void child_limits(double seconds)
 {
-    struct rlimit cpu = {(rlim_t)seconds + 1, (rlim_t)seconds + 1}, core = {0, 0};
-    setrlimit(RLIMIT_CPU, &cpu);
+    struct itimerval timer = {{0, 0}, {(time_t)seconds, (suseconds_t)((seconds - floor(seconds)) * 1e6)}};
+    struct rlimit core = {0, 0}, memory;
+    long long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (f && fscanf(f, "%lld", &pages) == 1 && !getrlimit(RLIMIT_AS, &memory)) {
+        rlim_t most = (rlim_t)pages * (rlim_t)sysconf(_SC_PAGESIZE) + MEMORY_MORE;
+        memory.rlim_cur = most < memory.rlim_cur ? most : memory.rlim_cur;
+        setrlimit(RLIMIT_AS, &memory);
+    }
+    if (f)
+        fclose(f);
     setrlimit(RLIMIT_CORE, &core);
     for (int s = 1; s < 32; s++)
         signal(s, SIG_DFL);
+    setitimer(ITIMER_PROF, &timer, NULL); /* ends the process */
+}
+
+static _Noreturn void child_main(const char *path, int data, int out, double seconds)
+{
+    child_limits(seconds);
     int quiet = open("/dev/null", O_WRONLY);
     if (quiet >= 0)
         dup2(quiet, 2);
@@ -283,7 +302,7 @@ enum code h5_walk_forked(const char *path, int data)
 {
     char text[1024] = "";
     int64_t bytes = io_file_bytes(path);
-    double seconds = BASE_SECONDS + (data && bytes > 0 ? (double)bytes / BYTES_PER_SECOND : 0);
+    double cpu = 1 + (bytes > 0 ? (double)bytes / (data ? BYTES_PER_SECOND : WALK_PER_SECOND) : 0), seconds = BASE_SECONDS + 4 * cpu;
     int ends[2], status = 0;
     if (pipe2(ends, O_CLOEXEC))
         return fail_errno(path, "pipe for checking it");
@@ -291,7 +310,7 @@ enum code h5_walk_forked(const char *path, int data)
     pid_t pid = fork();
     if (pid == 0) {
         close(ends[0]);
-        child_main(path, data, ends[1], seconds);
+        child_main(path, data, ends[1], cpu);
     }
     h5_unlock();
     close(ends[1]);
@@ -311,6 +330,8 @@ enum code h5_walk_forked(const char *path, int data)
         return OK;
     if (WIFEXITED(status) && *text)
         return fail((enum code)WEXITSTATUS(status), "%s", text);
+    if (WIFSIGNALED(status) && WTERMSIG(status) == SIGPROF)
+        return fail(ERR_INPUT, "%s: checking this HDF5 file took more than %.1f s of processor time; it is not opened", path, cpu);
     return fail(ERR_INPUT, "%s: a damaged or hostile HDF5 file: the process that checked it died (%s %d); it is not opened", path,
                 WIFSIGNALED(status) ? "signal" : "status", WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
 }
