@@ -277,6 +277,8 @@ static void test_pipes(void **state)
         assert_true(c == ERR_INPUT || (f == DATA_MEGATRON && c == ERR_IO)); /* Megatron looks for pipe.idx */
         tokenizer_close(tokenizer);
     }
+    o.format = DATA_RAW;
+    o.tokenizer = NULL;
     assert_refused(tokens_open(&tokens, "/dev/zero", &o), ERR_INPUT, "/dev/zero");
     alarm(0);
     free(dir), free(pipe), free(made), free(bin);
