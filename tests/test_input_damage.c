@@ -1,6 +1,7 @@
 /* R4 and R5: every file that comes from outside, cut at every byte and with every bit of its header flipped, opened as the programs
  * open it. It is refused with one sentence within a second, or what is read is what was written; where a format has no check
  * of its own (a digit of config.json), the number of those that read as another file is printed. */
+#include <unistd.h>
 #include <zlib.h>
 
 #include "checkpoints/checkpoint.h"
@@ -24,24 +25,28 @@ static void tiny_arch(struct arch *a)
     b->H = 2, b->G = 2, b->D = b->Dv = 2, b->F = 3;
 }
 
-static void tiny_write(const char *name, int64_t shard_bytes)
+static void model_write(const char *name, int64_t shard_bytes, int64_t V)
 {
     struct arch a;
     struct ckpt_writer *w;
     char *path = temp_path(name);
     tiny_arch(&a);
+    a.V = a.original_vocab = V;
     struct ckpt_target target = {.path = path, .arch = &a, .dtype = DT_F32, .force = 1, .shard_bytes = shard_bytes};
     assert_ok(ckpt_create(&w, &target));
     for (int i = 0; i < ckpt_writer_count(w); i++) {
         const struct ckpt_tensor *t = ckpt_writer_at(w, i);
-        float x[64];
-        fill_random(x, 64, (uint64_t)i);
+        float *x = malloc((size_t)(t->n[0] * t->n[1]) * sizeof *x);
+        fill_random(x, t->n[0] * t->n[1], (uint64_t)i);
         assert_ok(ckpt_write(w, t, 0, t->n[0], x, DT_F32));
+        free(x);
     }
     assert_ok(ckpt_commit(w));
     arch_free(&a);
     free(path);
 }
+
+static void tiny_write(const char *name, int64_t shard_bytes) { model_write(name, shard_bytes, 5); }
 
 static enum code checkpoint_sum(const char *path, uint64_t *sum)
 {
@@ -182,6 +187,39 @@ static void test_payload(void **state)
     damage_print("bit", &record, &c);
     free(dir);
     free(path);
+}
+
+static enum code read_verified_file(const char *name, uint64_t *sum)
+{
+    int files = 0;
+    char *path = temp_path(name);
+    enum code c = ckpt_verify(path, &files);
+    *sum = (uint64_t)files;
+    free(path);
+    return c;
+}
+
+/* 300 bits of a payload of 2 MB, or 3000 of 100 MB with GQAKIT_SOAK=1. */
+static void test_large_payload(void **state)
+{
+    (void)state;
+    static const struct damage_subject subjects[] = {{"safetensors, --verify", "big/model.safetensors", read_verified, DAMAGE_SEEN, DAMAGE_SEEN},
+                                                     {"native .h5, --verify", "big.h5", read_verified_file, DAMAGE_SEEN, DAMAGE_SEEN}};
+    int64_t V = damage_soak() ? 6400000 : 128000;
+    model_write("big", 0, V);
+    model_write("big.h5", 0, V);
+    char *dir = temp_path("big");
+    assert_ok(provenance_write(dir, NULL));
+    for (size_t i = 0; i < COUNT_OF(subjects); i++) {
+        char *path = temp_path(subjects[i].file);
+        struct damage_count c = damage_flip_random(&subjects[i], 0, io_file_bytes(path), damage_soak() ? 3000 : 300, 10 + i);
+        printf("%lld MB: ", (long long)(io_file_bytes(path) / 1000000));
+        damage_print("bit", &subjects[i], &c);
+        assert_int_equal(c.refused, c.cases);
+        unlink(path);
+        free(path);
+    }
+    free(dir);
 }
 
 static void test_llama2c(void **state)
@@ -518,7 +556,7 @@ static void test_tokenizers(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_hugging_face), cmocka_unit_test(test_payload), cmocka_unit_test(test_llama2c), cmocka_unit_test(test_native),
+        cmocka_unit_test(test_hugging_face), cmocka_unit_test(test_payload), cmocka_unit_test(test_large_payload), cmocka_unit_test(test_llama2c), cmocka_unit_test(test_native),
         cmocka_unit_test(test_step),         cmocka_unit_test(test_configs), cmocka_unit_test(test_tokens),  cmocka_unit_test(test_tokenizers),
     };
     log_quiet(1);
