@@ -251,6 +251,18 @@ static enum code fit_down(const struct fit *t)
     return code;
 }
 
+/* The output projection alone, the original's states as they were: a start for all projections of the attention together. */
+static enum code fit_output_first(struct fit *t)
+{
+    struct calibrating *c = t->c;
+    t->f = c->features;
+    TRY(attend_all(t));
+    enum code code = fit_output(t);
+    for (int64_t i = 0; i < c->N * c->C; i++)
+        c->mid0[i] += c->mid1[i];
+    return code;
+}
+
 static enum code fit_sequential(struct fit *t)
 {
     t->f = t->c->features;
@@ -314,8 +326,12 @@ enum code refit_layer(struct calibrating *c, int64_t layer)
 {
     const struct arch_block *b = &c->to.stack[STACK_DEC].block[layer];
     struct fit t = {c, layer, &c->result->layer[layer], map_of(c, layer, "attn.o"), map_of(c, layer, "mlp.down"), b->H * b->D, b->F, NULL, NULL};
-    if (c->o->refit == REFIT_ALL)
+    if (c->o->refit == REFIT_ALL) {
         TRY(refit_scores(c, layer));
+        if (c->to.residual == RESIDUAL_SEQUENTIAL)
+            TRY(fit_output_first(&t));
+        TRY(refit_newton(c, layer));
+    }
     TRY(c->to.residual == RESIDUAL_SEQUENTIAL ? fit_sequential(&t) : fit_parallel(&t));
     int64_t first = c->fit_rows * c->C, held = (c->N - c->fit_rows) * c->C;
     subtract(c->mid0 + first, c->next0 + first, c->x1 + first, held);

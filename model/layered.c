@@ -112,16 +112,21 @@ static void unscale(const struct model *m, float *q, int64_t vectors, int64_t D)
             q[i * D + d] *= inverse;
 }
 
-enum code model_block_unrotate(struct model *m, const struct batch *b, float *q, int64_t heads)
+enum code model_block_rotate(struct model *m, const struct batch *b, float *q, int64_t heads, int transposed)
 {
     struct current c = current_block(m);
-    int64_t N = b->B * b->T, D = c.dims->D;
     if (m->arch.pos != POS_ROPE)
         return OK;
     CHECK(m->parameters.host);
     TRY(batch_begin(m, b, NULL));
-    TRY(m->be->rope(m->dev, view_3d(q, DT_F32, N, heads, D), m->env.rope_cos, m->env.rope_sin, m->env.pos, 1));
-    unscale(m, q, N * heads, D);
+    return m->be->rope(m->dev, view_3d(q, DT_F32, b->B * b->T, heads, c.dims->D), m->env.rope_cos, m->env.rope_sin, m->env.pos, transposed);
+}
+
+enum code model_block_unrotate(struct model *m, const struct batch *b, float *q, int64_t heads)
+{
+    TRY(model_block_rotate(m, b, q, heads, 1));
+    if (m->arch.pos == POS_ROPE)
+        unscale(m, q, b->B * b->T * heads, current_block(m).dims->D);
     return OK;
 }
 

@@ -135,6 +135,8 @@ enum code model_block_attend(struct model *m, const struct batch *b, const float
 enum code model_block_finish(struct model *m, float *out, struct model_block_values *v) MUST_USE;
 /* Pre-norm forms. mid and hidden from x and an o [N,H*D] kept from model_block_attend, by the output projection as it is now. */
 enum code model_block_hidden(struct model *m, const struct batch *b, const float *x, const float *o, struct model_block_values *v) MUST_USE;
+/* q [N, heads*D] in host memory, of the batch's positions, rotated as the block's queries are, or by the transposed map. */
+enum code model_block_rotate(struct model *m, const struct batch *b, float *q, int64_t heads, int transposed) MUST_USE;
 /* q [N, heads*D] in host memory, of the batch's positions: what gives q when it is rotated as the block's queries are. */
 enum code model_block_unrotate(struct model *m, const struct batch *b, float *q, int64_t heads) MUST_USE;
 /* As model_score, from the last block's output x. */
