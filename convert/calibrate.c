@@ -75,6 +75,8 @@ static enum code sizes(struct calibration_size *s, const struct calibrating *c)
         layer = fit > layer ? fit : layer;
         int64_t queries = c->o->refit == REFIT_ALL ? refit_scores_bytes(b, c->plan->pooled[l], c->t.length) + gram_bytes(a->C, b->H * b->D) : 0;
         layer = queries > layer ? queries : layer;
+        int64_t newton = c->o->refit == REFIT_ALL ? refit_newton_bytes(a, b, c->plan->pooled[l], c->t.length, (c->t.sequences - c->t.held_out) * c->t.length) : 0;
+        layer = newton > layer ? newton : layer;
     }
     int large = states > host_memory_total() / 4;
     *s = (struct calibration_size){c->t.sequences, c->t.held_out, c->t.length, 0, large ? states : 0};

@@ -10,7 +10,6 @@
 #include <cblas.h>
 #include <math.h>
 #include <omp.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,9 +18,11 @@
 #include "newton.h"
 #include "refit_scores.h"
 
-enum { PARTS = 4, ROUNDS = 3, ITERATIONS = 8 };
+enum { PARTS = 4, ROUNDS = 4, ITERATIONS = 8, TOKENS = 8192, FEWEST = 4096 };
 #define DAMPING 0.01 /* mu */
 #define RIDGE 1e-3   /* of M: of the mean diagonal */
+#define LAYERS 2.0
+#define COST 1.5e12  /* operations */
 
 struct part { struct map map; int64_t rows, width; float *x, *best, *g, *p, *mp, *was; float *inverse; double curvature; };
 
@@ -197,26 +198,29 @@ static void precondition(const struct newton *w, const struct part *s, float *to
     scores_gemm(to, s->width, from, s->width, 0, s->inverse, s->width, 0, s->rows, s->width, s->width, scale, 0.0f);
 }
 
-/* How much a random change of each part's output changes the layer's, by elements: E|dout|^2 / E|d(part)|^2. */
-static enum code curvatures(struct newton *w, uint64_t seed)
+/* Of the present inputs; the curvatures (how much a random change of a part's output changes the layer's) hardly change: once. */
+static enum code preconditioner(struct newton *w, int first)
 {
     struct linearised *a = &w->a;
-    TRY(invert_moments(w->part[0].inverse, a->n, a->N, a->C));
+    size_t bytes = (size_t)(a->C * a->C) * sizeof(float);
+    if (first)
+        TRY(invert_moments(w->part[0].inverse, a->n, a->N, a->C)); /* the layer's input stays what it is */
     TRY(invert_moments(w->part[3].inverse, a->o, a->N, a->H * a->D));
-    memcpy(w->part[1].inverse, w->part[0].inverse, (size_t)(a->C * a->C) * sizeof(float));
-    memcpy(w->part[2].inverse, w->part[0].inverse, (size_t)(a->C * a->C) * sizeof(float));
-    for (int i = 0; i < PARTS; i++)
+    memcpy(w->part[1].inverse, w->part[0].inverse, bytes);
+    memcpy(w->part[2].inverse, w->part[0].inverse, bytes);
+    for (int i = 0; first && i < PARTS; i++)
         memset(w->part[i].p, 0, (size_t)(w->part[i].rows * w->part[i].width) * sizeof(float));
-    for (int i = 0; i < PARTS; i++) {
+    for (int i = 0; first && i < PARTS; i++) {
         struct part *s = &w->part[i];
+        int64_t n = s->rows * s->width;
         s->curvature = 1;
-        random_normal_f32(s->g, s->rows * s->width, 0, 1, seed, (uint64_t)i, 0);
+        random_normal_f32(s->g, n, 0, 1, 0, (uint64_t)i, 0);
         precondition(w, s, s->p, s->g);
-        double size = dot(s->g, s->p, s->rows * s->width); /* N tr(p E[u u^T] p^T), the change of this part's output */
+        double size = dot(s->g, s->p, n); /* N tr(p E[u u^T] p^T): of the change of the part's output */
         TRY(forward(w));
         double change = dot(w->e, w->e, a->N * a->C);
         s->curvature = size > 0 && change > 0 ? change / size : 1e30;
-        memset(s->p, 0, (size_t)(s->rows * s->width) * sizeof(float));
+        memset(s->p, 0, (size_t)n * sizeof(float));
     }
     return OK;
 }
@@ -268,7 +272,7 @@ static enum code solve(struct newton *w)
     return OK;
 }
 
-static void move(struct newton *w, float from, float to)
+static void move(struct newton *w, float to)
 {
     for (int i = 0; i < PARTS; i++) {
         struct part *s = &w->part[i];
@@ -276,7 +280,6 @@ static void move(struct newton *w, float from, float to)
         for (int64_t k = 0; k < s->rows * s->width; k++)
             value[k] = s->was[k] + to * s->x[k];
     }
-    (void)from;
 }
 
 /* The best of the steps on held-out rows; 0: none is better. */
@@ -288,9 +291,8 @@ static enum code take_step(struct newton *w, double *error)
     double least = *error;
     for (float step = 1; step > 0.1f; step /= 2) {
         double now;
-        move(w, 0, step);
+        move(w, step);
         enum code c = held_error(w, &now);
-        if (getenv("GN_DEBUG")) fprintf(stderr, "  step %g: %g -> %g\n", (double)step, *error, now);
         if (c == OK && now < least) {
             least = now;
             best = step;
@@ -299,18 +301,19 @@ static enum code take_step(struct newton *w, double *error)
         }
     }
     *error = least;
-    move(w, 0, best);
+    move(w, best);
     return OK;
 }
 
 /* ---- sizes ---- */
 
+/* As many as cost LAYERS times the layer's own forward over all rows (or COST, if that is more), and not more than TOKENS. */
 static int64_t sequences_wanted(const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
 {
-    double flops = 8.0 * (double)(T * T) * (double)(b->D * b->H) + 8.0 * (double)(T * a->C) * (double)((b->H + G) * b->D);
-    double layer = 2.0 * (double)rows * (double)a->C * (double)((2 * b->H + 2 * G) * b->D + 3 * b->F), budget = 2 * layer;
-    budget = budget > 2e11 ? budget : 2e11;
-    int64_t n = (int64_t)(budget / (flops * ROUNDS * (ITERATIONS + 4))), most = rows / T, enough = (16384 + T - 1) / T;
+    double each = 8.0 * (double)(T * T) * (double)(b->D * b->H) + 8.0 * (double)(T * a->C) * (double)((b->H + G) * b->D);
+    double layer = 2.0 * (double)rows * (double)a->C * (double)((2 * b->H + 2 * G) * b->D + (mlp_is_gated(a->mlp) ? 3 : 2) * b->F);
+    double budget = LAYERS * layer > COST ? LAYERS * layer : COST;
+    int64_t n = (int64_t)(budget / (each * (ROUNDS * (ITERATIONS + 1) + PARTS / 2))), most = rows / T, enough = (TOKENS + T - 1) / T;
     n = n < enough ? n : enough;
     return n < most ? n : most;
 }
@@ -378,7 +381,7 @@ static enum code rounds(struct newton *w, int64_t window)
     for (int round = 0; round < ROUNDS; round++) {
         before = error;
         TRY(linearise(w, window));
-        TRY(curvatures(w, (uint64_t)round));
+        TRY(preconditioner(w, round == 0));
         TRY(solve(w));
         TRY(take_step(w, &error));
         if (!(error < 0.99 * before))
