@@ -1,10 +1,12 @@
-/* R26: mutated configs of gqa-uptrain and gqa-eval ablate, read as the programs read them. A refused one is exit 2 with file and line (or 4 by
+/* What our own programs read back: configs, and the records they keep for themselves.
+ * R26: mutated configs of gqa-uptrain and gqa-eval ablate, read as the programs read them. A refused one is exit 2 with file and line (or 4 by
  * name, for what this build cannot do), in half a second of processor time. 500 of each here, 10 000 with GQAKIT_SOAK=1. */
 #include <ctype.h>
 #include <time.h>
 
 #include "damage.h"
 #include "eval/ablate.h"
+#include "eval/eval.h"
 #include "small_checkpoint.h"
 #include "uptrain/options.h"
 
@@ -184,9 +186,63 @@ static void test_ablate(void **state)
     free(text);
 }
 
+/* ---- records --------------------------------------------------------------------------------------------------------- */
+
+static enum code read_record(const char *name, uint64_t *sum)
+{
+    struct cell c;
+    memset(&c, 0, sizeof c);
+    char *path = temp_path(name);
+    enum code code = ablate_record_load(&c, path);
+    *sum = damage_add(0, &c.loss_final, sizeof c.loss_final);
+    json_decref(c.curve);
+    json_decref(c.evals);
+    json_decref(c.tasks);
+    free(path);
+    return code;
+}
+
+/* A damaged generation_config.json stops nothing: the ids of config.json hold then. */
+static enum code read_stops(const char *name, uint64_t *sum)
+{
+    struct checkpoint *ck;
+    struct stops s;
+    char *dir = temp_path(name);
+    *strrchr(dir, '/') = 0;
+    assert_ok(ckpt_open(&ck, dir, NULL));
+    stops_of(&s, ck);
+    assert_true(s.n >= 0 && s.n <= STOPS_MAX);
+    *sum = damage_add(0, s.id, (size_t)s.n * sizeof s.id[0]);
+    ckpt_close(ck);
+    free(dir);
+    return OK;
+}
+
+static void test_records(void **state)
+{
+    (void)state;
+    static const struct damage_subject subjects[] = {{"result.json of a cell", "result.json", read_record, DAMAGE_SEEN, DAMAGE_PARTIAL},
+                                                     {"generation_config.json", "stops/generation_config.json", read_stops, DAMAGE_PARTIAL, DAMAGE_PARTIAL}};
+    struct arch a;
+    char *model = temp_path("stops");
+    small_arch(&a, 6, 6, DT_F32);
+    small_write(model, &a, 1, 1, NULL);
+    damage_text("stops/generation_config.json", "{\"eos_token_id\": [2, 7, 36], \"temperature\": 0.6}");
+    damage_text("result.json", "{\"id\": \"c\", \"steps\": 3, \"tokens\": 99, \"loss_zero_step\": 2.5, \"loss_final\": 2.25, \"loss_stderr\": 0.125, \"curve\": [[1, 2.5]], "
+                               "\"evals\": [], \"tasks\": null, \"home\": \"native\", \"chosen\": \"\"}");
+    for (size_t i = 0; i < COUNT_OF(subjects); i++) {
+        struct damage_count c = damage_cut(&subjects[i], 1);
+        damage_print("cut", &subjects[i], &c);
+        c = damage_flip(&subjects[i], 0, -1, 1);
+        damage_print("bit", &subjects[i], &c);
+    }
+    arch_free(&a);
+    free(model);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_uptrain), cmocka_unit_test(test_ablate)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_uptrain), cmocka_unit_test(test_ablate), cmocka_unit_test(test_records)};
     log_quiet(1);
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
