@@ -78,7 +78,7 @@ static const struct config_field fields[] = {
            "block: keep each block's input only and compute the block again in the backward pass"),
     KEY("freeze", CONFIG_STRS, freeze, NULL, NULL, "globs of tensor names that stay as they are, e.g. [embed.*, dec.0.*]; \"!glob\" takes some back: ['*', '!*.attn.*'] trains attention only", 0, 0),
     KEY("distill.teacher", CONFIG_STR, distill.teacher, NULL, "distill.model", "checkpoint whose probabilities are learned too (default: the model before gqa converts it)", 0, 0),
-    KEY("distill.weight", CONFIG_FLOAT, distill.weight, "0.5", "distill.alpha", "w: the loss is (1-w) cross-entropy + w temperature^2 KL(teacher || model); 0: no teacher", 0, 1),
+    KEY("distill.weight", CONFIG_FLOAT, distill.weight, "0.9", "distill.alpha", "w: the loss is (1-w) cross-entropy + w temperature^2 KL(teacher || model); 0: no teacher", 0, 1),
     KEY("distill.temperature", CONFIG_FLOAT, distill.temperature, "1", NULL, "of both softmaxes in that KL", 0.01, 100),
     KEY("distill.top_k", CONFIG_INT, distill.top_k, "0", NULL, "keep the teacher's k most likely tokens on disk, computed once; 0: all tokens, the teacher in memory", 0, 1 << 20),
     KEY("distill.cache", CONFIG_STR, distill.cache, NULL, NULL, "FILE or DIR for them, shared between runs (default: output_dir/cache)", 0, 0),
