@@ -3,7 +3,10 @@
 
 #include <errno.h>
 #include <openssl/evp.h>
+#include <pthread.h>
 #include <stdlib.h>
+#include <sys/random.h>
+#include <time.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -118,3 +121,23 @@ uint64_t hash64(const void *bytes, size_t n)
 {
     return XXH3_64bits(bytes, n);
 }
+
+static uint64_t process_key;
+
+static void key_draw(void)
+{
+    struct timespec t;
+    if (getrandom(&process_key, sizeof process_key, GRND_NONBLOCK) == (ssize_t)sizeof process_key)
+        return;
+    clock_gettime(CLOCK_REALTIME, &t); /* before the system has gathered any randomness: better than nothing */
+    process_key = hash64(&t, sizeof t) ^ (uint64_t)getpid();
+}
+
+uint64_t hash_key(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    CHECK(pthread_once(&once, key_draw) == 0);
+    return process_key;
+}
+
+uint64_t hash64_keyed(const void *bytes, size_t n, uint64_t key) { return XXH3_64bits_withSeed(bytes, n, key); }

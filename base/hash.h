@@ -19,6 +19,10 @@ enum code sha256_file(const char *path, char hex[65]) MUST_USE;
 
 enum code xxh128_file(const char *path, char hex[33]) MUST_USE;
 uint64_t hash64(const void *bytes, size_t n); /* XXH3-64 */
+/* For tables in memory over words from files: a random number of this process, and the hash under it, so that no file can choose words that
+ * fall on one place. Never part of a result. */
+uint64_t hash_key(void);
+uint64_t hash64_keyed(const void *bytes, size_t n, uint64_t key);
 
 #ifdef __cplusplus
 }

@@ -19,15 +19,14 @@ struct word_cache { struct cached_word v[CACHE_SLOTS]; };
 
 /* ---- merges table ---- */
 
-static uint32_t pair_slot(uint64_t pair, uint32_t n_slots) {
-    pair ^= pair >> 32;
-    pair *= 0x9E3779B97F4A7C15u;
-    return (uint32_t)(pair >> 32) & (n_slots - 1);
+/* Multiplicative hashing (Dietzfelbinger et al. 1997): the top bits of the product with a random odd number. */
+static uint32_t pair_slot(const struct bpe *m, uint64_t pair) {
+    return (uint32_t)(pair * m->merge_key >> 32 >> (32 - __builtin_ctz(m->n_merge_slots)));
 }
 
 static const struct merge *merge_find(const struct bpe *m, int32_t left, int32_t right) {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    for (uint32_t i = pair_slot(pair, m->n_merge_slots);; i = (i + 1) & (m->n_merge_slots - 1)) {
+    for (uint32_t i = pair_slot(m, pair);; i = (i + 1) & (m->n_merge_slots - 1)) {
         if (m->merges[i].rank < 0)
             return NULL;
         if (m->merges[i].pair == pair)
@@ -39,6 +38,7 @@ enum code bpe_merges_reserve(struct bpe *m, int64_t n) {
     if (n > INT32_MAX / 4)
         return fail(ERR_INPUT, "%lld merges are more than any tokenizer has", (long long)n);
     m->n_merge_slots = 16;
+    m->merge_key = hash_key() | 1;
     while (m->n_merge_slots < n * 2)
         m->n_merge_slots *= 2;
     m->merges = malloc(m->n_merge_slots * sizeof *m->merges);
@@ -64,7 +64,7 @@ static int has_inner_meta(const struct bpe *m, int32_t id) {
 
 void bpe_merge_set(struct bpe *m, int32_t left, int32_t right, int32_t rank, int32_t id) {
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
-    uint32_t i = pair_slot(pair, m->n_merge_slots);
+    uint32_t i = pair_slot(m, pair);
     while (m->merges[i].rank >= 0 && m->merges[i].pair != pair)
         i = (i + 1) & (m->n_merge_slots - 1);
     m->merges[i] = (struct merge){pair, rank, id};

@@ -37,6 +37,7 @@ struct vocab {
     int64_t n, capacity;
     uint32_t *slots;               /* open addressing: 1 + index into entries; 0 free */
     uint32_t n_slots;              /* power of two */
+    uint64_t key;                  /* hash_key() */
     int32_t *by_id;                /* index into entries; -1: a hole */
     int64_t n_ids;
 };
@@ -51,7 +52,8 @@ struct merge { uint64_t pair; int32_t rank, id; }; /* pair = left << 32 | right;
 struct bpe {
     struct vocab vocab;
     struct merge *merges;          /* open addressing */
-    uint32_t n_merge_slots;
+    uint32_t n_merge_slots;        /* power of two */
+    uint64_t merge_key;            /* odd, from hash_key() */
     int64_t n_merges;
     int32_t unk;                   /* -1 none */
     int fuse_unk, byte_fallback, ignore_merges;

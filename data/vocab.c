@@ -1,11 +1,11 @@
-/* The vocabulary: strings to ids by open addressing (XXH3-64 of the string, linear probing, at most half full), ids to strings
+/* The vocabulary: strings to ids by open addressing (XXH3-64 of the string under a key of the process, linear probing, at most half full), ids to strings
  * by an array. Ids may have holes; two strings for one id are refused by the reader. */
 #include <stdlib.h>
 #include <string.h>
 #include "tokenizer.h"
 
 static uint32_t vocab_slot(const struct vocab *v, const char *s, size_t n) {
-    uint32_t mask = v->n_slots - 1, i = (uint32_t)hash64(s, n) & mask;
+    uint32_t mask = v->n_slots - 1, i = (uint32_t)hash64_keyed(s, n, v->key) & mask;
     for (; v->slots[i] != 0; i = (i + 1) & mask) {
         const struct vocab_entry *e = &v->entries[v->slots[i] - 1];
         if (e->n == n && memcmp(v->text.p + e->at, s, n) == 0)
@@ -16,6 +16,7 @@ static uint32_t vocab_slot(const struct vocab *v, const char *s, size_t n) {
 
 static enum code vocab_grow(struct vocab *v) {
     int64_t capacity = v->capacity == 0 ? 256 : v->capacity * 2;
+    v->key = hash_key();
     struct vocab_entry *entries = realloc(v->entries, (size_t)capacity * sizeof *entries);
     if (entries == NULL)
         return fail(ERR_MEMORY, "no memory for a vocabulary of %lld entries", (long long)capacity);

@@ -236,6 +236,28 @@ static void test_many_added_tokens(void **state)
     text_free(&t);
 }
 
+/* Words chosen so that a table without a key of its own would put all of them into one run: 8e8 comparisons. */
+static void test_hash_collisions(void **state)
+{
+    (void)state;
+    enum { WORDS = 40000, SLOTS = 1 << 17, WINDOW = 512 };
+    struct text t = {0};
+    struct tokenizer *tokenizer;
+    char word[16];
+    add(&t, "{\"model\":{\"type\":\"BPE\",\"vocab\":{");
+    for (uint32_t tried = 0, kept = 0; kept < WORDS; tried++) {
+        int n = snprintf(word, sizeof word, "w%07x", tried);
+        if (hash64(word, (size_t)n) % SLOTS < WINDOW)
+            add(&t, "%s\"%s\":%u", kept ? "," : "", word, kept), kept++;
+    }
+    add(&t, "},\"merges\":[]}}");
+    double start = cpu();
+    assert_ok(tokenizer_parse(&tokenizer, t.p, t.n, "collisions"));
+    tokenizer_close(tokenizer);
+    within("40 000 words of one hash", start, 0.5);
+    text_free(&t);
+}
+
 /* ---- what is no file ----------------------------------------------------------------------------------------------- */
 
 /* A pipe that nobody writes to, in the place of each file. */
@@ -305,7 +327,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_yaml_bombs), cmocka_unit_test(test_json_bombs), cmocka_unit_test(test_index_of_many),
-        cmocka_unit_test(test_many_added_tokens), cmocka_unit_test(test_pipes), cmocka_unit_test(test_sentences),
+        cmocka_unit_test(test_many_added_tokens), cmocka_unit_test(test_hash_collisions), cmocka_unit_test(test_pipes), cmocka_unit_test(test_sentences),
     };
     log_quiet(1);
     return harness_main(argc, argv, tests, COUNT_OF(tests));
