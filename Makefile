@@ -14,7 +14,7 @@ FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang
 FUZZ_SECONDS ?= 60
 TEST_TIMEOUT ?= 300
 # Tests that make test-quick leaves out.
-TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_crash_convert test_crash_uptrain test_disk_full test_signals test_memory_checkpoints test_memory_convert test_memory_uptrain test_homes simt_attention_plain simt_attention_sm90 simt_model
+TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_crash_convert test_crash_uptrain test_disk_full test_signals test_soak test_memory_checkpoints test_memory_convert test_memory_uptrain test_homes simt_attention_plain simt_attention_sm90 simt_model
 
 # ---- nothing to change below ---------------------------------------------------------------------------------------
 
@@ -98,6 +98,9 @@ HELPER_OBJ := $(HELPER_SRC:%.c=$(OUT)/obj/%.o)
 TEST_SRC   := $(filter-out $(if $(CUDA_ON),,tests/test_cuda_%),$(wildcard tests/test_*.c))
 TESTS      := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 QUICK      := $(filter-out $(addprefix $(OUT)/tests/,$(TEST_SLOW)),$(TESTS))
+FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain
+FAULT_LIB    := test_disk_full test_signals test_soak
+FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_uptrain
 CANARY     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/canary.c))
 BENCH      := $(patsubst tools/bench/%.c,$(OUT)/bench/%,$(wildcard tools/bench/bench_*.c))
 TOOL_SRC   := $(filter-out $(wildcard tools/bench_*.c),$(wildcard tools/*.c))
@@ -164,12 +167,9 @@ $(OUT)/tests/test_input_yaml: $(INSIDE_OBJ)
 $(addprefix $(OUT)/tests/,test_device_memory test_distill_device test_ablate_answer test_ablate_report cuda_model simt_model): $(INSIDE_OBJ)
 
 # Faults on demand (tests/faults.h): before libc's calls, and before malloc in our own code. Main functions under another name.
-FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain
-FAULT_LIB    := test_disk_full test_signals
-FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_uptrain
 $(addprefix $(OUT)/tests/,$(FAULT_IO)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,io play power)
 $(addprefix $(OUT)/tests/,$(FAULT_LIB)): $(OUT)/obj/tests/fault_play.o $(OUT)/obj/tests/fault_io.o
-$(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): $(OUT)/obj/tests/fault_memory.o
+$(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,memory memory_play play io)
 $(OUT)/tests/test_crash_convert $(OUT)/tests/test_memory_convert: $(CONVERT_OBJ) $(OUT)/obj/tests/main_convert.o
 $(OUT)/tests/test_crash_uptrain $(OUT)/tests/test_memory_uptrain: $(INSIDE_OBJ)
 $(OUT)/obj/tests/main_convert.o: convert/main.c Makefile
@@ -205,6 +205,14 @@ test-quick: ## the tests that take seconds
 	@tools/deps
 	@$(MAKE) --no-print-directory tests-built
 	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) TEST_SLOW="$(TEST_SLOW)" tools/run-tests quick
+
+# The tests of what is never lost with every call, allocation and limit instead of some, and many random signals. About half an hour on two CPUs.
+SOAK := $(addprefix $(OUT)/tests/,$(FAULT_IO) $(FAULT_LIB) $(FAULT_MEMORY) test_kill)
+.PHONY: soak
+soak: ## every crash point, power cut, allocation and limit, 200 kills, 50 of each signal, 10000 saves (GQAKIT_SOAK=1)
+	@tools/deps
+	@$(MAKE) --no-print-directory all $(SOAK)
+	@status=0; for t in $(SOAK); do echo "== $$t"; GQAKIT_SOAK=1 GQAKIT_KILLS=$${GQAKIT_KILLS:-200} $$t || status=1; done; exit $$status
 
 demo: ## convert, uptrain and evaluate the sample checkpoint; ends with a table and a report
 	@tools/deps

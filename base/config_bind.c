@@ -269,7 +269,7 @@ static enum code bind_default(const struct config *c, const struct config_field 
         *(const char **)dst = "";
     else if (code == OK && v && !config_is_null(v))
         code = take(c, f, v, dst);
-    return code == OK ? OK : fail_in(ERR_INTERNAL, "config table, key %s", f->key);
+    return code == OK ? OK : fail_in(code == ERR_MEMORY ? code : ERR_INTERNAL, "config table, key %s", f->key);
 }
 
 enum code config_bind(const struct config *c, const struct config_node *node, const struct config_field *fields, int n, void *dst)

@@ -9,6 +9,30 @@
 #include "base/host.h"
 #include "base/io.h"
 
+static int starved;
+
+static void *watched(size_t n)
+{
+    void *p = malloc(n);
+    if (!p)
+        __atomic_store_n(&starved, 1, __ATOMIC_RELAXED);
+    return p;
+}
+
+/* Before main: everything of jansson's comes from one allocator. */
+__attribute__((constructor)) static void watch(void) { json_set_alloc_funcs(watched, free); }
+
+int json_starved(void) { return __atomic_load_n(&starved, __ATOMIC_RELAXED); }
+
+char *json_text(const json_t *root, size_t flags)
+{
+    char *text = json_dumps(root, flags);
+    if (!json_starved())
+        return text;
+    free(text);
+    return NULL;
+}
+
 /* A copy of the text with ".0" after every integer literal of 19 digits or more that is not inside a string. */
 static char *widen_integers(const char *bytes, size_t n, size_t *out_n)
 {
@@ -64,6 +88,8 @@ enum code json_parse_object(const char *bytes, size_t n, const char *where, json
             r = json_loadb(wide, m, JSON_REJECT_DUPLICATES, &e);
         free(wide);
     }
+    if (!r && (json_starved() || json_error_code(&e) == json_error_out_of_memory))
+        return fail(ERR_MEMORY, "%s: no memory to parse it", where);
     if (!r)
         return fail(ERR_INPUT, "%s: not valid JSON at line %d column %d: %s", where, e.line, e.column, e.text);
     if (!json_is_object(r)) {
@@ -87,9 +113,9 @@ enum code json_read_file(const char *path, size_t limit, json_t **root)
 
 enum code json_write_file(const char *path, const json_t *root)
 {
-    char *text = json_dumps(root, JSON_INDENT(2));
+    char *text = json_text(root, JSON_INDENT(2));
     if (!text)
-        return fail(ERR_INTERNAL, "%s: the result cannot be written as JSON (a non-finite number, or out of memory)", path);
+        return fail(json_starved() ? ERR_MEMORY : ERR_INTERNAL, "%s: the result cannot be written as JSON (a non-finite number, or out of memory)", path);
     size_t n = strlen(text);
     text[n] = '\n'; /* in place of the NUL: the length is passed on */
     enum code c = io_write_atomic(path, text, n + 1);
@@ -200,12 +226,13 @@ void json_result_command(int argc, char **argv)
     for (int i = 0; i < argc; i++)
         n += strlen(argv[i]) + 1;
     char *joined = malloc(n), *p = joined;
-    CHECK(joined);
+    free(command);
+    command = joined;
+    if (!joined) /* results say no command then */
+        return;
     for (int i = 0; i < argc; i++)
         p += sprintf(p, "%s%s", i ? " " : "", argv[i]);
     *p = 0;
-    free(command);
-    command = joined;
 }
 
 json_t *json_result(const char *name, const char *device)

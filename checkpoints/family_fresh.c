@@ -75,7 +75,7 @@ enum code family_fresh_end(const struct arch *a, const json_t *config)
     const char *family = json_string_value(json_object_get(config, "model_type"));
     json_t *whole = json_copy((json_t *)config);
     config_common_fresh(a, DT_NONE, whole);
-    char *text = json_dumps(whole, JSON_REAL_PRECISION(17));
+    char *text = json_text(whole, JSON_REAL_PRECISION(17));
     json_decref(whole);
     if (!text)
         return fail(ERR_MEMORY, "config.json: out of memory");

@@ -186,6 +186,8 @@ static enum code edit_verify(const struct arch *a, enum dtype was, const char *t
         said.embed_scale = a->embed_scale;
     int same = family_arch_same(a, &said, what, sizeof what);
     arch_free(&said);
+    if (!same && json_starved())
+        return fail(ERR_MEMORY, "out of memory for the new config.json");
     return same ? OK : fail(ERR_INTERNAL, "the new config.json does not say the model's %s", what);
 }
 
@@ -209,7 +211,7 @@ static enum code config_edited(const struct arch *a, enum dtype dtype, char **ou
 char *config_dump(const json_t *config)
 {
     for (size_t digits = 6; digits <= 17; digits++) {
-        char *text = json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(digits));
+        char *text = json_text(config, JSON_INDENT(2) | JSON_REAL_PRECISION(digits));
         json_t *back = text ? json_loads(text, 0, NULL) : NULL;
         int same = back && json_equal(back, config);
         json_decref(back);

@@ -173,7 +173,7 @@ static enum code index_write(const struct hf_writer *w)
         total += w->stored[i].tensor.end - w->stored[i].tensor.begin;
     }
     json_t *root = json_pack("{s:{s:I}, s:o}", "metadata", "total_size", total, "weight_map", map);
-    char *text = root ? json_dumps(root, JSON_INDENT(2)) : NULL;
+    char *text = root ? json_text(root, JSON_INDENT(2)) : NULL;
     json_decref(root);
     if (!text)
         return fail(ERR_MEMORY, "%s: out of memory for its index", w->base.path);

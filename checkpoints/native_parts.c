@@ -12,7 +12,7 @@ enum code native_arch_write(struct h5_file *f, const struct arch *a)
     json_t *j = arch_to_json(a);
     if (j)
         json_object_del(j, "source_config"); /* stored byte for byte beside it */
-    char *text = j ? json_dumps(j, JSON_COMPACT) : NULL;
+    char *text = j ? json_text(j, JSON_COMPACT) : NULL;
     enum code c = text ? h5_bytes_put(f, "arch.json", text, strlen(text)) : fail(ERR_MEMORY, "out of memory for arch.json");
     free(text);
     json_decref(j);

@@ -31,7 +31,7 @@ static enum code output_entry(const char *dir, const char *name, json_t *outputs
 static enum code digest_of(json_t *root, const char *where, char hex[65])
 {
     json_object_del(root, "digest");
-    char *text = json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = json_text(root, JSON_COMPACT | JSON_SORT_KEYS);
     if (!text)
         return fail(ERR_MEMORY, "%s: out of memory while hashing", where);
     sha256_of(text, strlen(text), hex);

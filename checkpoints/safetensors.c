@@ -243,7 +243,7 @@ enum code st_header_make(const struct st_tensor *tensors, int count, char **byte
         json_object_set_new(root, t->name, json_pack("{s:s, s:o, s:[I, I]}", "dtype", st_dtype_name(t->dtype), "shape", shape,
                                                      "data_offsets", (json_int_t)t->begin, (json_int_t)t->end));
     }
-    char *text = root ? json_dumps(root, JSON_COMPACT) : NULL;
+    char *text = root ? json_text(root, JSON_COMPACT) : NULL;
     json_decref(root);
     size_t length = text ? strlen(text) : 0, padded = (length + 7) / 8 * 8;
     *bytes = text ? malloc(8 + padded) : NULL;

@@ -41,7 +41,7 @@ enum code manifest_write(const char *dir, int64_t step, const char *const *names
         c = file_entry(dir, names[i], files);
     if (c == OK && (json_object_set(root, "files", files) || json_object_set(root, "arch", (json_t *)(uintptr_t)arch) ||
                     (meta && json_object_set(root, "meta", (json_t *)(uintptr_t)meta)) || json_object_set_new(root, "digest", json_string(zeros)) ||
-                    !(text = json_dumps(root, JSON_INDENT(2)))))
+                    !(text = json_text(root, JSON_INDENT(2)))))
         c = fail(ERR_MEMORY, "%s: out of memory, or not valid UTF-8", path);
     if (c == OK) {
         size_t size = strlen(text);

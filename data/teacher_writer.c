@@ -62,7 +62,7 @@ struct header { unsigned char bytes[TEACHER_HEADER + TEACHER_FACTS]; size_t n; }
 static enum code make_header(struct header *out, const char *path, const struct teacher_about *a)
 {
     unsigned char *h = out->bytes;
-    char *text = json_dumps(a->facts, JSON_COMPACT);
+    char *text = json_text(a->facts, JSON_COMPACT);
     size_t n = text ? strlen(text) : 0;
     if (!text || n > TEACHER_FACTS) {
         free(text);

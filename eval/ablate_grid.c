@@ -10,7 +10,7 @@
 
 static void id_of(char id[17], const json_t *config)
 {
-    char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS);
+    char *text = json_text(config, JSON_COMPACT | JSON_SORT_KEYS);
     CHECK(text);
     snprintf(id, 17, "%016llx", (unsigned long long)hash64(text, strlen(text)));
     free(text);

@@ -92,7 +92,7 @@ static enum code write_file(const struct ablation *a, const char *name, char *te
 enum code ablate_write(const struct ablation *a)
 {
     json_t *results = ablate_results(a);
-    char *json = results ? json_dumps(results, JSON_INDENT(2)) : NULL;
+    char *json = results ? json_text(results, JSON_INDENT(2)) : NULL;
     json_decref(results);
     TRY(write_file(a, "results.json", json));
     TRY(write_file(a, "results.csv", ablate_csv(a)));

@@ -55,4 +55,9 @@ void fault_record(struct fault_log *log); /* NULL: stop */
 void fault_memory_arm(long at, int all_after); /* the at-th allocation of our own code (and jansson's) fails; and all after it */
 long fault_memory_calls(void);
 
+/* The act in a child for every (stride-th) allocation that fails: it may do without, or end with a code and a sentence; it may not crash, hang, nor
+ * leave a temporary in dir (NULL: none to look at). Up to 5000 allocations under soak. check (NULL: none) is run after each, with its status. */
+struct memory_scene { const char *name, *dir; void (*before)(void); enum code (*act)(void); void (*check)(int status); int cases; /* about, without soak */ };
+void fault_memory_play(const struct memory_scene *s);
+
 #endif

@@ -33,7 +33,7 @@ static struct teacher_about about_of(const struct run *r, const json_t *facts)
 
 static enum code name_in(char **out, const char *dir, const json_t *facts)
 {
-    char *text = json_dumps(json_object_get(facts, "key"), JSON_COMPACT | JSON_SORT_KEYS), hex[65], name[48];
+    char *text = json_text(json_object_get(facts, "key"), JSON_COMPACT | JSON_SORT_KEYS), hex[65], name[48];
     if (!text)
         return fail(ERR_MEMORY, "out of memory for the name of a cache");
     sha256_of(text, strlen(text), hex);

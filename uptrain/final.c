@@ -57,7 +57,7 @@ static enum code facts_make(const struct run *r, json_t **facts)
     if (c == OK && r->distill.checkpoint)
         c = files_of(r->distill.checkpoint, taught);
     json_object_set_new(teacher, "files", taught);
-    char *text = json_dumps(config, JSON_COMPACT | JSON_SORT_KEYS), hex[65] = "";
+    char *text = json_text(config, JSON_COMPACT | JSON_SORT_KEYS), hex[65] = "";
     if (text)
         sha256_of(text, strlen(text), hex);
     free(text);

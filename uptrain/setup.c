@@ -58,7 +58,7 @@ static enum code arch_of_options(struct run *r)
         json_object_set_new(j, "bos_token_id", json_integer(bos));
     if (eos >= 0)
         json_object_set_new(j, "eos_token_id", json_integer(eos));
-    char *text = json_dumps(j, JSON_INDENT(2)), where[512];
+    char *text = json_text(j, JSON_INDENT(2)), where[512];
     json_decref(j);
     if (!text)
         return fail(ERR_MEMORY, "out of memory for the new config.json");
@@ -158,7 +158,26 @@ struct model_options setup_model_options(const struct run *r)
                                   .taught = !o->distill.on ? 0 : o->distill.top_k > 0 ? o->distill.top_k : -1};
 }
 
-enum code setup_model(struct run *r)
+/* What the whole takes, and what takes less of it. Accumulation makes up for smaller micro-batches: the result is the same. */
+static enum code memory_hint(const struct run *r, enum code c)
+{
+    const struct options *o = &r->options;
+    struct model_options m = setup_model_options(r);
+    struct model_memory need;
+    char text[900], total[16], smaller[80] = "";
+    int64_t B = o->micro_batch_size / 2;
+    snprintf(text, sizeof text, "%s", fail_text());
+    if (model_measure(&r->arch, r->backend, r->device, &m, &need) != OK)
+        return fail(c, "%s", text);
+    format_bytes(total, (double)(need.parameters + 3 * need.gradients + need.activations + need.scratch));
+    while (B > 1 && o->global_batch_size % B)
+        B--;
+    if (B > 0)
+        snprintf(smaller, sizeof smaller, "micro_batch_size: %lld (now %lld, the global batch stays), ", (long long)B, (long long)o->micro_batch_size);
+    return fail(c, "%s; training takes about %s in all: set %sactivation_checkpointing: block, or a lower sequence_len; --plan tells what each needs", text, total, smaller);
+}
+
+static enum code open_model(struct run *r)
 {
     const struct options *o = &r->options;
     struct model_options m = setup_model_options(r);
@@ -166,5 +185,15 @@ enum code setup_model(struct run *r)
     TRY(optimizer_open(&r->optimizer, r->model, r->backend, r->device, o));
     TRY(batch_alloc(&r->batch, o->micro_batch_size, o->sequence_len));
     TRY(state_arrays(r));
+    return OK;
+}
+
+enum code setup_model(struct run *r)
+{
+    const struct options *o = &r->options;
+    enum code c = open_model(r);
+    if (c == ERR_MEMORY)
+        return memory_hint(r, c);
+    TRY(c);
     return r->source ? model_load(r->model, r->source) : model_init(r->model, o->arch.init_sd, (uint64_t)o->seed);
 }

@@ -5,9 +5,12 @@
 #include "gemm.h"
 
 #include <cblas.h>
+#include <errno.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define OURS_FROM 1e6 /* multiply-adds from which our GEMM is used: below, packing and waking the team are not worth it */
@@ -25,9 +28,25 @@ static enum isa core_isa(const char *core)
     return ISA_PLAIN;
 }
 
+/* OpenBLAS maps a work buffer of 128 MiB at its first call, and when it gets none tries again for ever. Under a limit of the address space (ulimit -v)
+ * that is found out here. */
+static void blas_room(void)
+{
+    enum { ROOM = 160 << 20 };
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+        return;
+    void *p = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        exit(fail_exit(program_invocation_short_name, fail(ERR_MEMORY, "the address space is limited to %lld MiB (ulimit -v), which leaves no memory for the 128 MiB that "
+                                                           "OpenBLAS takes; raise the limit", (long long)(limit.rlim_cur >> 20))));
+    munmap(p, ROOM);
+}
+
 void kernels_boot(int argc, char **argv)
 {
     (void)argc;
+    blas_room();
     const char *booted = getenv(BOOTED), *asked = getenv("OPENBLAS_CORETYPE");
     if (booted != NULL) {
         unsetenv(BOOTED); /* children decide for themselves */
