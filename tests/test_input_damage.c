@@ -350,10 +350,13 @@ static void test_configs(void **state)
     (void)state;
     static const char corpus[] = "tests/fuzz/corpus/hf_config";
     char **names;
-    int n;
+    int n, families = 0;
     int64_t cuts = 0, flips = 0, other = 0;
     assert_ok(io_list(corpus, &names, &n));
     for (int i = 0; i < n; i++) {
+        if (strspn(names[i], "0123456789abcdef") == 40) /* a fuzzer's find; families have names */
+            continue;
+        families++;
         char *path = io_join(corpus, names[i]), *bytes;
         size_t size;
         struct arch a;
@@ -371,7 +374,7 @@ static void test_configs(void **state)
         free(bytes);
         free(path);
     }
-    printf("config.json of %d families: %lld cuts, all refused or the same; %lld bits, %lld read as another valid config\n", n, (long long)cuts, (long long)flips,
+    printf("config.json of %d families: %lld cuts, all refused or the same; %lld bits, %lld read as another valid config\n", families, (long long)cuts, (long long)flips,
            (long long)other);
     assert_true(cuts > 8000);
     io_names_free(names, n);
