@@ -53,7 +53,7 @@ enum code refit_layer(struct calibrating *c, int64_t layer) MUST_USE;
 int64_t refit_width(const struct arch *a, const struct arch_block *b); /* floats of features by row */
 /* refit_scores.c. The projections of queries and keys, before the others; m0 holds the same layer of the original. */
 enum code refit_scores(struct calibrating *c, int64_t layer) MUST_USE;
-/* refit_newton.c. All four projections of the attention together, to bring mid0 - mid1 (or, in parallel forms, next0 - out1) to zero. */
+/* refit_newton.c. Nothing where the budget allows too few tokens; else all four projections of the attention together, to bring mid0 - mid1 (or, in parallel forms, next0 - out1) to zero. */
 enum code refit_newton(struct calibrating *c, int64_t layer) MUST_USE;
 int64_t refit_newton_bytes(const struct arch *a, const struct arch_block *b, int64_t G, int64_t length, int64_t rows);
 int64_t refit_scores_bytes(const struct arch_block *b, int64_t G, int64_t length); /* of all threads */

@@ -109,10 +109,10 @@ void key_changes(const struct group *g, float *memory)
                 power += (double)q[i] * (double)q[i];
             scores_square(w.z + t * pairs(D), q, D);
         }
-        for (int64_t s0 = g->offset * LANES; s0 < T; s0 += g->every * LANES)
+        for (int64_t s0 = 0; s0 < T; s0 += LANES)
             block_add(g, &w, j, k0, s0);
     }
     float mu = KEY_RIDGE * (float)(power / (double)(T * D));
-    for (int64_t s0 = g->offset * LANES; s0 < T; s0 += g->every * LANES)
+    for (int64_t s0 = 0; s0 < T; s0 += LANES)
         block_solve(g, &w, s0, mu);
 }

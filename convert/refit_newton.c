@@ -18,18 +18,21 @@
 #include "newton.h"
 #include "refit_scores.h"
 
-enum { PARTS = 4, ROUNDS = 4, ITERATIONS = 8, TOKENS = 8192, FEWEST = 4096 };
+enum { PARTS = 4, TOKENS = 8192, FEWEST = 4096 };
+/* The first for which the budget allows TOKENS, else the last, if it allows FEWEST. */
+static const struct effort { int rounds, iterations; } EFFORTS[] = {{4, 8}, {3, 6}, {2, 5}};
+enum { N_EFFORTS = sizeof EFFORTS / sizeof *EFFORTS };
 #define DAMPING 0.01 /* mu */
 #define RIDGE 1e-3   /* of M: of the mean diagonal */
 #define LAYERS 2.0
-#define COST 1.5e12  /* operations */
+#define COST 1e12  /* operations */
 
 struct part { struct map map; int64_t rows, width; float *x, *best, *g, *p, *mp, *was; float *inverse; double curvature; };
 
 struct newton {
     struct calibrating *c;
-    struct model_block_values v;
     struct linearised a;
+    struct effort effort;
     struct part part[PARTS];      /* q, k, v, o */
     int64_t *sequence;            /* [count] */
     float *r, *e;                 /* [N,C] what is missing; J p */
@@ -240,7 +243,7 @@ static enum code solve(struct newton *w)
         rz += dot(s->was, s->p, n);
     }
     double first = rz;
-    for (int it = 0; it < ITERATIONS && rz > 1e-6 * first; it++) {
+    for (int it = 0; it < w->effort.iterations && rz > 1e-6 * first; it++) {
         TRY(forward(w));
         double pap = dot(w->e, w->e, w->a.N * w->a.C), next = 0;
         for (int i = 0; i < PARTS; i++)
@@ -307,15 +310,19 @@ static enum code take_step(struct newton *w, double *error)
 
 /* ---- sizes ---- */
 
-/* As many as cost LAYERS times the layer's own forward over all rows (or COST, if that is more), and not more than TOKENS. */
-static int64_t sequences_wanted(const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
+/* Sequences, and how long to work on them: what costs LAYERS times the layer's own forward over all rows, or COST, if that is more. */
+static int64_t sequences_wanted(struct effort *effort, const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
 {
     double each = 8.0 * (double)(T * T) * (double)(b->D * b->H) + 8.0 * (double)(T * a->C) * (double)((b->H + G) * b->D);
     double layer = 2.0 * (double)rows * (double)a->C * (double)((2 * b->H + 2 * G) * b->D + (mlp_is_gated(a->mlp) ? 3 : 2) * b->F);
     double budget = LAYERS * layer > COST ? LAYERS * layer : COST;
-    int64_t n = (int64_t)(budget / (each * (ROUNDS * (ITERATIONS + 1) + PARTS / 2))), most = rows / T, enough = (TOKENS + T - 1) / T;
-    n = n < enough ? n : enough;
-    return n < most ? n : most;
+    int64_t most = rows / T, enough = (TOKENS + T - 1) / T, n = 0;
+    enough = enough < most ? enough : most;
+    for (int i = 0; i < N_EFFORTS && n < enough; i++) {
+        *effort = EFFORTS[i];
+        n = (int64_t)(budget / (each * (effort->rounds * (effort->iterations + 1) + PARTS / 2)));
+    }
+    return n < enough ? (n * T < FEWEST ? 0 : n) : enough;
 }
 
 static int64_t floats(const struct linearised *a)
@@ -325,10 +332,10 @@ static int64_t floats(const struct linearised *a)
            6 * maps + 3 * a->C * a->C + hd * hd;
 }
 
-static struct linearised shape(const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
+static struct linearised shape(struct effort *effort, const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
 {
     struct linearised l = {.T = T, .C = a->C, .H = b->H, .G = G, .D = b->D, .R = b->H / G};
-    l.count = sequences_wanted(a, b, G, T, rows);
+    l.count = sequences_wanted(effort, a, b, G, T, rows);
     l.N = l.count * T;
     l.scale = (float)(b->scale > 0.0 ? b->scale : a->attn_scale);
     return l;
@@ -336,7 +343,8 @@ static struct linearised shape(const struct arch *a, const struct arch_block *b,
 
 int64_t refit_newton_bytes(const struct arch *a, const struct arch_block *b, int64_t G, int64_t length, int64_t rows)
 {
-    struct linearised l = shape(a, b, G, length, rows);
+    struct effort effort;
+    struct linearised l = shape(&effort, a, b, G, length, rows);
     return floats(&l) * (int64_t)sizeof(float);
 }
 
@@ -378,7 +386,7 @@ static enum code rounds(struct newton *w, int64_t window)
 {
     double error, before;
     TRY(held_error(w, &error));
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < w->effort.rounds; round++) {
         before = error;
         TRY(linearise(w, window));
         TRY(preconditioner(w, round == 0));
@@ -393,10 +401,11 @@ static enum code rounds(struct newton *w, int64_t window)
 enum code refit_newton(struct calibrating *c, int64_t layer)
 {
     const struct arch_block *b = &c->to.stack[STACK_DEC].block[layer];
-    struct newton w = {.c = c, .a = shape(&c->to, b, b->G, c->t.length, c->fit_rows)};
+    struct newton w = {.c = c};
     int64_t fit = c->t.sequences - c->t.held_out;
     static const char *const names[PARTS] = {"attn.q", "attn.k", "attn.v", "attn.o"};
-    if (w.a.N < 4096 && w.a.N < c->fit_rows)
+    w.a = shape(&w.effort, &c->to, b, b->G, c->t.length, c->fit_rows);
+    if (w.a.count == 0)
         return OK;
     w.memory = calloc((size_t)floats(&w.a), sizeof *w.memory);
     w.mid = malloc((size_t)(c->batch_rows * w.a.T * c->C) * sizeof *w.mid);

@@ -95,6 +95,6 @@ void query_changes(const struct group *g, float *memory)
     float mu = QUERY_RIDGE * mean_variance(g);
     for (int64_t s = 0; s < g->T; s++)
         scores_square(w.z + s * pairs(g->D), g->k1 + s * g->sk1, g->D);
-    for (int64_t t0 = g->offset * LANES; t0 < g->T; t0 += g->every * LANES)
+    for (int64_t t0 = 0; t0 < g->T; t0 += LANES)
         block_changes(g, &w, t0, mu);
 }

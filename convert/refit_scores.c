@@ -5,7 +5,7 @@
  * 2. The changes are rotated back and regressed on the layer's input, as any other map (refit.c).
  *
  * Queries, keys, queries; after svd keys and queries (the first step gained nothing there on a trained model: the merge has adapted the
- * queries). Where the systems would cost more than the layer's own forward, only some blocks of tokens are used.
+ * queries). Where the systems would cost more than the layer's own forward, only some sequences are used.
  * Parallel over sequences and K/V heads; results do not depend on the number of threads. */
 #include "refit_scores.h"
 
@@ -90,12 +90,12 @@ struct step {
     int64_t rows, fit_rows; /* kept so far */
 };
 
-/* Every how many blocks of tokens: the steps shall not cost more than the layer's own forward, as long as tokens are many. */
+/* Every how many sequences: the steps shall not cost more than the layer's own forward, as long as tokens are many. */
 static int64_t thinning(const struct calibrating *c, const struct arch_block *b, int steps)
 {
     double systems = steps * (double)b->H * (double)c->t.length / 2 * (double)pairs(b->D);
     double forward = (double)c->C * (double)((2 * b->H + 2 * b->G) * b->D + (mlp_is_gated(c->to.mlp) ? 3 : 2) * b->F);
-    int64_t every = (int64_t)ceil(systems / forward), most = c->fit_rows / (8 * c->C);
+    int64_t every = (int64_t)ceil(systems / forward), most = c->fit_rows / (4 * c->C);
     every = every > most ? most : every;
     return every < 1 ? 1 : every;
 }
@@ -114,18 +114,15 @@ static struct group group_of(const struct calibrating *c, int64_t layer, const s
     return g;
 }
 
-/* Of a batch, the rows of the blocks that were worked on, moved down behind those of earlier ones. */
-static void rows_pack(struct calibrating *c, const struct span *s, const float *n, int64_t width, struct step *step)
+/* The next sequences of a step: all of them, or every so manieth, the first that is held out among them. */
+static int step_next(const struct calibrating *c, const struct step *step, struct span *s)
 {
-    for (int64_t i = 0; i < s->rows; i++) {
-        int64_t sequence = s->first + i / c->t.length, block = i % c->t.length / LANES;
-        if (block % step->every != sequence % step->every)
-            continue;
-        memmove(rows_at(c->features, step->rows, width), rows_at(c->features, s->row + i, width), (size_t)width * sizeof(float));
-        memcpy(rows_at(c->mid1, step->rows, c->C), n + i * c->C, (size_t)c->C * sizeof(float));
-        step->rows++;
-        step->fit_rows += s->row < c->fit_rows;
-    }
+    int64_t T = c->t.length, fit = c->t.sequences - c->t.held_out;
+    if (step->every == 1)
+        return span_next(c, s, 0, c->t.sequences);
+    int64_t sequence = s->count ? s->first + step->every : fit % step->every;
+    *s = (struct span){sequence, 1, sequence * T, T};
+    return sequence < c->t.sequences;
 }
 
 /* Changes into the features [rows, heads*D], inputs into mid1 [rows, C]. */
@@ -134,10 +131,10 @@ static enum code changes_all(struct calibrating *c, int64_t layer, struct step *
     const struct arch_block *to = &c->to.stack[STACK_DEC].block[layer];
     int64_t T = c->t.length, width = step->heads * to->D, each = width / to->G;
     struct span s = {0};
-    while (span_next(c, &s, 0, c->t.sequences)) {
+    while (step_next(c, step, &s)) {
         struct model_block_values v0, v1;
         const struct batch *b = span_batch(c, &s);
-        float *d = rows_at(c->features, s.row, width);
+        float *d = rows_at(c->features, step->rows, width);
         TRY(model_block_attend(c->m0, b, rows_at(c->x0, s.row, c->C), &v0));
         TRY(model_block_attend(c->m1, b, rows_at(c->x1, s.row, c->C), &v1));
         int64_t jobs = s.count * to->G;
@@ -147,12 +144,12 @@ static enum code changes_all(struct calibrating *c, int64_t layer, struct step *
             struct group g = group_of(c, layer, &v0, &v1, sequence, head);
             g.d = d + sequence * T * width + head * each;
             g.stride = width;
-            g.every = step->every;
-            g.offset = (s.first + sequence) % step->every;
             step->changes(&g, memory + omp_get_thread_num() * step->floats);
         }
         TRY(model_block_unrotate(c->m1, b, d, step->heads));
-        rows_pack(c, &s, view_f32(v1.n), width, step);
+        memcpy(rows_at(c->mid1, step->rows, c->C), v1.n.p, (size_t)(s.rows * c->C) * sizeof(float));
+        step->rows += s.rows;
+        step->fit_rows += s.row < c->fit_rows ? s.rows : 0;
     }
     return OK;
 }

@@ -15,7 +15,7 @@ struct group {
     int64_t first, R0;                           /* number of the first head; query heads for each K/V head of the original */
     float scale;
     float *d; /* out, [T, stride]: changes of the R query heads, or of the key head */
-    int64_t stride, every, offset; /* blocks of LANES tokens: those with number % every == offset */
+    int64_t stride;
 };
 
 static inline int64_t pairs(int64_t D) { return D * (D + 1) / 2; }
