@@ -161,7 +161,7 @@ $(OUT)/libtests.a: $(HELPER_OBJ)
 
 # What the programs consist of, without their mains, for the tests that run them inside.
 CONVERT_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard convert/*.c)))
-$(addprefix $(OUT)/tests/,test_merge test_merge_models test_calibration test_auto test_budget): $(CONVERT_OBJ)
+$(addprefix $(OUT)/tests/,test_merge test_merge_models test_calibration test_newton test_auto test_budget): $(CONVERT_OBJ)
 INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
 $(OUT)/tests/test_input_yaml: $(INSIDE_OBJ)
 $(addprefix $(OUT)/tests/,test_device_memory test_distill_device test_ablate_answer test_ablate_report cuda_model simt_model): $(INSIDE_OBJ)

@@ -121,11 +121,15 @@ enum code layers_merge(struct attention_layer *to, const struct attention_layer 
 static enum code compute(struct layers *s, struct held *h, int64_t layer)
 {
     struct attention_layer from = {0}, to = {0};
+    double *moments = NULL;
     enum code c = attention_layer_read(&from, s->source, layer);
+    if (c == OK)
+        c = merge_input_guess(&moments, s->source, layer);
     if (c == OK)
         c = attention_layer_new(&to, ckpt_arch(s->source), layer, s->plan->pooled[layer]);
     if (c == OK)
-        c = layers_merge(&to, &from, s->plan, s->o, NULL, s->out);
+        c = layers_merge(&to, &from, s->plan, s->o, moments, s->out);
+    free(moments);
     if (c == OK)
         c = hold(h, &to);
     for (int i = 0; c == OK && i < ckpt_count(s->source); i++) {

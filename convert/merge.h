@@ -45,12 +45,16 @@ enum code attention_layer_read(struct attention_layer *a, struct checkpoint *ck,
 double *attention_layer_tensor(const struct attention_layer *a, const char *name, int64_t *n);
 
 /* How much each direction of the layer's input matters: E[(n; 1)(n; 1)^T], [C+1, C+1], n the normed input of q, k and v. Everything
- * else (moments of q, k, v) follows from it and the weights. NULL stands for the weight-only form (identity). */
+ * else (moments of q, k, v) follows from it and the weights. NULL: the identity. */
 struct merge_input {
     const double *moments;
     uint64_t seed;  /* of MERGE_RANDOM */
     double init_sd; /* of MERGE_RANDOM; 0: 0.02 */
 };
+
+/* *moments of the weight-only form, malloc'ed: a normed input has the variances that its norm's weights give it (identity: all 1). NULL where no
+ * norm stands before the attention. */
+enum code merge_input_guess(double **moments, struct checkpoint *ck, int64_t layer) MUST_USE;
 
 enum merge_method { MERGE_MEAN, MERGE_FIRST, MERGE_RANDOM, MERGE_SELECT, MERGE_ALIGN, MERGE_SVD };
 #define MERGE_METHODS "mean|first|random|select|align|svd"

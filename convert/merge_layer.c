@@ -139,6 +139,42 @@ enum code attention_layer_read(struct attention_layer *a, struct checkpoint *ck,
     return OK;
 }
 
+/* E[(n; 1)(n; 1)^T] of n = gain x + bias, x of variance 1 and uncorrelated. */
+static void norm_moments(double *moments, const double *gain, const double *bias, int64_t C)
+{
+    int64_t n = C + 1;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < n; j++) {
+            double mean = (i < C ? bias[i] : 1) * (j < C ? bias[j] : 1);
+            moments[i * n + j] = mean + (i == j && i < C ? gain[i] * gain[i] : 0);
+        }
+}
+
+enum code merge_input_guess(double **moments, struct checkpoint *ck, int64_t layer)
+{
+    const struct arch *a = ckpt_arch(ck);
+    char name[2][64];
+    *moments = NULL;
+    for (int i = 0; i < 2; i++)
+        snprintf(name[i], sizeof name[i], "dec.%lld.attn_norm.%s", (long long)layer, i ? "b" : "w");
+    if (a->norm_place != NORM_PRE || !ckpt_find(ck, name[0]))
+        return OK;
+    int64_t C = a->C;
+    double *values = calloc((size_t)(2 * C), sizeof *values);
+    *moments = malloc((size_t)((C + 1) * (C + 1)) * sizeof **moments);
+    enum code c = values && *moments ? OK : fail(ERR_MEMORY, "out of memory for the moments of %lld features", (long long)C);
+    if (c == OK)
+        c = read_tensor(ck, layer, "attn_norm.w", values, C);
+    for (int64_t i = 0; c == OK && a->norm == NORM_RMS1P && i < C; i++)
+        values[i] += 1;
+    if (c == OK && ckpt_find(ck, name[1]))
+        c = read_tensor(ck, layer, "attn_norm.b", values + C, C);
+    if (c == OK)
+        norm_moments(*moments, values, values + C, C);
+    free(values);
+    return c;
+}
+
 int64_t merge_bytes(const struct arch *arch, int64_t layer, int64_t G)
 {
     struct attention_layer from, to;

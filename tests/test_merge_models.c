@@ -395,11 +395,63 @@ static void real_checkpoint(void **state)
     free(dst);
 }
 
+static double total_cost(const struct attention_layer *from, struct checkpoint *ck, int64_t layer, const double *moments, enum merge_method method, int64_t G)
+{
+    struct attention_layer to;
+    struct merge_input input = {.moments = moments};
+    double k[64], v[64], j[64], sum = 0;
+    struct merge_cost cost = {.k = k, .v = v, .j = j};
+    assert_true(G <= 64);
+    assert_ok(attention_layer_new(&to, ckpt_arch(ck), layer, G));
+    assert_ok(merge_heads(&to, from, moments ? &input : NULL, method, NULL, &cost));
+    for (int64_t g = 0; g < G; g++)
+        sum += j[g];
+    attention_layer_free(&to);
+    return sum;
+}
+
+/* J(svd) <= J(align) <= J(mean) on every layer of the real models, for every number of heads: without moments, with those guessed from the
+ * weights of the norm, and with others. */
+static void real_layers_are_ordered(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"models/babyllama-tok105-hf", "models/stories260K-hf", NULL};
+    int looked = 0;
+    for (size_t i = 0; i < COUNT_OF(names); i++) {
+        char *path = names[i] ? data_path(names[i]) : strdup("checkpoints/sample-mha");
+        struct checkpoint *ck = NULL;
+        if (path)
+            assert_ok(ckpt_open(&ck, path, NULL));
+        for (int64_t l = 0; ck && l < ckpt_arch(ck)->stack[STACK_DEC].L; l++) {
+            struct attention_layer from = {0};
+            double *moments[3] = {NULL, NULL, random_moments(ckpt_arch(ck)->C, (uint64_t)l)};
+            assert_ok(merge_input_guess(&moments[1], ck, l));
+            assert_non_null(moments[1]);
+            assert_ok(attention_layer_read(&from, ck, l));
+            for (int64_t G = 1; G < from.G; G++)
+                for (int m = 0; from.G % G == 0 && m < 3; m++, looked++) {
+                    double svd = total_cost(&from, ck, l, moments[m], MERGE_SVD, G), align = total_cost(&from, ck, l, moments[m], MERGE_ALIGN, G);
+                    double mean = total_cost(&from, ck, l, moments[m], MERGE_MEAN, G);
+                    if (!(svd <= align * (1 + 1e-9) && align <= mean * (1 + 1e-9)))
+                        print_error("%s, layer %d, %d heads, moments %d: svd %.9g align %.9g mean %.9g\n", path, (int)l, (int)G, m, svd, align, mean);
+                    assert_true(svd <= align * (1 + 1e-9) && align <= mean * (1 + 1e-9));
+                }
+            attention_layer_free(&from);
+            free(moments[1]);
+            free(moments[2]);
+        }
+        ckpt_close(ck);
+        free(path);
+    }
+    print_message("%d merges of real layers\n", looked);
+    assert_true(looked > 0);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rewrites_keep_the_logits), cmocka_unit_test(lossless_merges), cmocka_unit_test(what_is_written),
-        cmocka_unit_test(identities_and_refusals), cmocka_unit_test(homes_and_types), cmocka_unit_test(every_family), cmocka_unit_test(real_checkpoint),
+        cmocka_unit_test(identities_and_refusals), cmocka_unit_test(homes_and_types), cmocka_unit_test(every_family), cmocka_unit_test(real_checkpoint), cmocka_unit_test(real_layers_are_ordered),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
