@@ -44,8 +44,10 @@ enum code attention_entropy(double *sum, const struct model_block_values *v, con
     int64_t T = b->T, H = block->H, D = block->D, R = H / v->k.n[2], n = b->B * H;
     float scale = (float)(block->scale > 0 ? block->scale : arch->attn_scale);
     double *each = malloc((size_t)n * sizeof *each);
-    int failed = each == NULL;
-#pragma omp parallel if (!failed)
+    int failed = 0;
+    if (!each)
+        return fail(ERR_MEMORY, "out of memory for the entropies of a layer");
+#pragma omp parallel
     {
         float *scores = malloc((size_t)(ROWS * T) * sizeof *scores);
 #pragma omp for

@@ -61,8 +61,8 @@ static void test_address_space(void **state)
     char *program = program_path("gqa-convert"), text[2000];
     int refused = 0, unstarted = 0, done = 0;
     before();
-    for (int mib = soak() ? 8 : 24; mib < 1200 && done < 2; mib += soak() ? 4 : 12 + mib / 12) {
-        snprintf(text, sizeof text, "ulimit -v %d; exec timeout -s KILL 60 %s %s %s --kv-heads 2 --method svd --force --quiet --calibration %s --threads 1", mib * 1024, program, source, target, tokens);
+    for (int mib = soak() ? 160 : 240; mib < 1200 && done < 2; mib += soak() ? 4 : 12 + mib / 12) {
+        snprintf(text, sizeof text, "ulimit -v %d; exec timeout -s KILL 20 %s %s %s --kv-heads 2 --method svd --force --quiet --calibration %s --threads 1", mib * 1024, program, source, target, tokens);
         struct child c = child_run((const char *const[]){"sh", "-c", text, NULL}, (const char *const[]){"OMP_NUM_THREADS=1", "OPENBLAS_NUM_THREADS=1", NULL});
         int says_memory = strstr(c.err, "memory") || strstr(c.err, "resource");
         int loader = strstr(c.err, "loading shared") || strstr(c.err, "cannot allocate") || strstr(c.err, "libgomp") || strstr(c.err, "OpenBLAS") || strstr(c.err, "cannot map");
