@@ -58,7 +58,8 @@ OPT      := -O1
 KOPT     := -O1
 else
 OUT      := build
-SANFLAGS := -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2# Ubuntu defines another level by itself
+SANFLAGS := -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE# Ubuntu defines another level by itself
+HARD_LD  := -pie -Wl,-z,relro,-z,now
 endif
 
 WARN   := -Wall -Wextra -Wshadow -Wdouble-promotion -Wstrict-prototypes -Wvla -Wconversion -Werror
@@ -73,7 +74,7 @@ endif
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell $(PKG) --cflags $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)) $(BLAS_CFLAGS)
 PKG_LIBS   := $(shell $(PKG) --libs $(HDF5_PKG) $(LIB_PKGS) 2>/dev/null)
 ALL_CFLAGS  = $(BASE_FLAGS) $(PKG_CFLAGS) $(CUDA_CFLAGS) $(SANFLAGS) $(CFLAGS)
-ALL_LIBS    = $(BLAS_LIBS) $(PKG_LIBS) $(CUDA_LIBS) -fopenmp -pthread -lm $(SANFLAGS) $(LDFLAGS)
+ALL_LIBS    = $(BLAS_LIBS) $(PKG_LIBS) $(CUDA_LIBS) -fopenmp -pthread -lm $(SANFLAGS) $(HARD_LD) $(LDFLAGS)
 
 AVX512     := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512
 AVX512BF16 := $(AVX512) -mavx512bf16
@@ -207,9 +208,9 @@ test-quick: ## the tests that take seconds
 	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) TEST_SLOW="$(TEST_SLOW)" tools/run-tests quick
 
 # The tests of what is never lost with every call, allocation and limit instead of some, and many random signals. About half an hour on two CPUs.
-SOAK := $(addprefix $(OUT)/tests/,$(FAULT_IO) $(FAULT_LIB) $(FAULT_MEMORY) test_kill)
+SOAK := $(addprefix $(OUT)/tests/,$(FAULT_IO) $(FAULT_LIB) $(FAULT_MEMORY) test_kill test_input_damage test_input_h5 test_input_yaml)
 .PHONY: soak
-soak: ## every crash point, power cut, allocation and limit, 200 kills, 50 of each signal, 10000 saves (GQAKIT_SOAK=1)
+soak: ## every crash point, power cut, allocation, limit and damage, 200 kills, 50 of each signal, 10000 saves (GQAKIT_SOAK=1)
 	@tools/deps
 	@$(MAKE) --no-print-directory all $(SOAK)
 	@status=0; for t in $(SOAK); do echo "== $$t"; GQAKIT_SOAK=1 GQAKIT_KILLS=$${GQAKIT_KILLS:-200} $$t || status=1; done; exit $$status
@@ -287,6 +288,14 @@ coverage: ## line coverage of base, checkpoints, convert, model and kernels/cpu,
 	-@$(MAKE) --no-print-directory COV=1 test
 	@gcovr -r . --object-directory build/cov $(foreach d,$(COVERED),-f '$(d)/[^/]*\.c$$') --exclude-unreachable-branches \
 	  --gcov-ignore-parse-errors
+
+# From what git holds of the commit, so the same commit is the same bytes: git sorts the names and dates them by the commit, gzip adds neither.
+VERSION = $(shell sed -n 's/.*GQAKIT_VERSION "\(.*\)".*/\1/p' base/host.h)
+.PHONY: dist
+dist: ## build/gqakit-VERSION.tar.gz of the last commit, the same bytes every time
+	@mkdir -p build
+	@git archive --format=tar --prefix=gqakit-$(VERSION)/ HEAD | gzip -9n >build/gqakit-$(VERSION).tar.gz
+	@cd build && sha256sum gqakit-$(VERSION).tar.gz
 
 format: ## clang-format over the C files (style in .clang-format)
 	clang-format -i $$(git ls-files '*.c' '*.h')

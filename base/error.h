@@ -25,9 +25,11 @@ enum code {
 #ifdef __GNUC__
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
 #define MUST_USE __attribute__((warn_unused_result))
+#define NO_RETURN __attribute__((noreturn))
 #else
 #define PRINTF_LIKE(f, a)
 #define MUST_USE
+#define NO_RETURN
 #endif
 
 /* Records the sentence for this thread (replacing any earlier one) and returns `code`. `return fail(ERR_INPUT, "%s: ...")`. */
@@ -68,7 +70,7 @@ int fail_exit(const char *program, enum code code);
     } while (0)
 
 /* Prints file:line and the condition, then aborts. */
-void check_failed(const char *file, int line, const char *condition);
+void check_failed(const char *file, int line, const char *condition) NO_RETURN;
 #define CHECK(cond)                                      \
     do {                                                 \
         if (!(cond))                                     \
