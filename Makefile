@@ -208,7 +208,7 @@ test-quick: ## the tests that take seconds
 	@BUILD=$(OUT) TEST_TIMEOUT=$(TEST_TIMEOUT) TEST_SLOW="$(TEST_SLOW)" tools/run-tests quick
 
 # The tests of what is never lost with every call, allocation and limit instead of some, and many random signals. About half an hour on two CPUs.
-SOAK := $(addprefix $(OUT)/tests/,$(FAULT_IO) $(FAULT_LIB) $(FAULT_MEMORY) test_kill test_input_damage test_input_h5 test_input_yaml)
+SOAK := $(addprefix $(OUT)/tests/,$(FAULT_IO) $(FAULT_LIB) $(FAULT_MEMORY) test_kill test_input_damage test_input_damage_data test_input_h5 test_input_yaml)
 .PHONY: soak
 soak: ## every crash point, power cut, allocation, limit and damage, 200 kills, 50 of each signal, 10000 saves (GQAKIT_SOAK=1)
 	@tools/deps

@@ -21,6 +21,13 @@ void damage_put(const char *name, const void *bytes, size_t n)
     free(path);
 }
 
+char *damage_folder(const char *name)
+{
+    char *path = temp_path(name);
+    *strrchr(path, '/') = 0;
+    return path;
+}
+
 void damage_text(const char *name, const char *text) { damage_put(name, text, strlen(text)); }
 
 uint64_t damage_add(uint64_t sum, const void *bytes, size_t n) { return (sum ^ hash64(bytes, n)) * 0x9E3779B97F4A7C15u + n; }

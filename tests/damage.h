@@ -31,6 +31,7 @@ struct damage_count damage_flip_random(const struct damage_subject *s, int64_t f
 void damage_print(const char *what, const struct damage_subject *s, const struct damage_count *c);
 
 void damage_put(const char *name, const void *bytes, size_t n); /* without the fsync of temp_write */
+char *damage_folder(const char *name); /* the folder of a file below the temporary directory; free by the caller */
 void damage_text(const char *name, const char *text);
 uint64_t damage_add(uint64_t sum, const void *bytes, size_t n);
 

@@ -1,15 +1,12 @@
-/* R4 and R5: every file that comes from outside, cut at every byte and with every bit of its header flipped, opened as the programs
+/* R4 and R5 of checkpoints (tokens and tokenizers: test_input_damage_data.c): every file that comes from outside, cut at every byte and with every bit of its header flipped, opened as the programs
  * open it. It is refused with one sentence within a second, or what is read is what was written; where a format has no check
  * of its own (a digit of config.json), the number of those that read as another file is printed. */
 #include <unistd.h>
-#include <zlib.h>
 
 #include "checkpoints/checkpoint.h"
-#include "checkpoints/gguf_tokenizer.h"
 #include "checkpoints/provenance.h"
 #include "checkpoints/step.h"
 #include "damage.h"
-#include "data/data.h"
 
 /* ---- checkpoints -------------------------------------------------------------------------------------------------- */
 
@@ -71,16 +68,9 @@ static enum code checkpoint_sum(const char *path, uint64_t *sum)
     return c;
 }
 
-static char *folder_of(const char *name)
-{
-    char *path = temp_path(name);
-    *strrchr(path, '/') = 0;
-    return path;
-}
-
 static enum code read_folder(const char *name, uint64_t *sum)
 {
-    char *dir = folder_of(name);
+    char *dir = damage_folder(name);
     enum code c = checkpoint_sum(dir, sum);
     free(dir);
     return c;
@@ -97,7 +87,7 @@ static enum code read_file(const char *name, uint64_t *sum)
 static enum code read_verified(const char *name, uint64_t *sum)
 {
     int files = 0;
-    char *dir = folder_of(name);
+    char *dir = damage_folder(name);
     enum code c = ckpt_verify(dir, &files);
     *sum = (uint64_t)files;
     free(dir);
@@ -380,187 +370,11 @@ static void test_configs(void **state)
     io_names_free(names, n);
 }
 
-/* ---- tokens and tokenizers ---------------------------------------------------------------------------------------- */
-
-static enum code tokens_sum(const char *name, enum data_format format, uint64_t *sum)
-{
-    static struct tokenizer *bytes;
-    struct tokens *t;
-    if (!bytes)
-        assert_ok(tokenizer_open(&bytes, "bytes"));
-    struct tokens_options o = {.format = format, .V = 300, .eos = -1, .bos = -1, .tokenizer = bytes};
-    char *path = temp_path(name);
-    enum code c = tokens_open(&t, path, &o);
-    free(path);
-    TRY(c);
-    int64_t n = tokens_count(t), text = tokens_bytes(t);
-    int32_t *ids = malloc(4 * (size_t)n + 4);
-    tokens_get(t, 0, n, ids);
-    *sum = damage_add(damage_add(0, ids, 4 * (size_t)n), &text, 8);
-    free(ids);
-    tokens_close(t);
-    return OK;
-}
-
-static enum code read_tokens(const char *name, uint64_t *sum) { return tokens_sum(name, DATA_AUTO, sum); }
-static enum code read_beside(const char *name, uint64_t *sum) { (void)name; return tokens_sum("t.bin", DATA_AUTO, sum); }
-static enum code read_pair(const char *name, uint64_t *sum) { (void)name; return tokens_sum("m.idx", DATA_AUTO, sum); }
-
-static void put_le(unsigned char *p, uint64_t v, int width)
-{
-    for (int i = 0; i < width; i++)
-        p[i] = (unsigned char)(v >> 8 * i);
-}
-
-static void put_gz(const char *name, const char *text)
-{
-    char *path = temp_path(name);
-    gzFile f = gzopen(path, "wb");
-    assert_int_equal(gzwrite(f, text, (unsigned)strlen(text)), (int)strlen(text));
-    gzclose(f);
-    free(path);
-}
-
-static void test_tokens(void **state)
-{
-    (void)state;
-    static const struct damage_subject subjects[] = {
-        {"llm.c .bin", "t.bin", read_tokens, DAMAGE_SEEN, DAMAGE_PARTIAL},       {"FILE.json", "t.bin.json", read_beside, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"FILE.mask", "t.bin.mask", read_beside, DAMAGE_SEEN, DAMAGE_PARTIAL},   {"Megatron .idx", "m.idx", read_pair, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"Megatron .bin", "m.bin", read_pair, DAMAGE_SEEN, DAMAGE_PARTIAL},      {"headerless .npy", "r.npy", read_tokens, DAMAGE_PARTIAL, DAMAGE_PARTIAL},
-        {"JSON lines", "l.jsonl", read_tokens, DAMAGE_PARTIAL, DAMAGE_PARTIAL},  {"JSON lines, gzip", "z.jsonl.gz", read_tokens, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"text, gzip", "z.txt.gz", read_tokens, DAMAGE_PARTIAL, DAMAGE_PARTIAL}, /* its first byte alone is text */
-    };
-    unsigned char bin[1024 + 16] = {0}, idx[34 + 2 * 12 + 3 * 8] = "MMIDIDX";
-    put_le(bin, 20240520, 4), put_le(bin + 4, 1, 4), put_le(bin + 8, 8, 4);
-    for (int i = 0; i < 8; i++)
-        put_le(bin + 1024 + 2 * i, (uint64_t)(i * 40), 2);
-    damage_put("t.bin", bin, sizeof bin);
-    damage_text("t.bin.json", "{\"dtype\": \"uint16\", \"vocab\": 300, \"tokenizer_sha256\": \"\", \"bytes\": 12, \"eos\": 2, \"input_sha256\": null, \"tokens\": 8}");
-    damage_text("t.bin.mask", "\1\1\1\1\1\1\1\1");
-    put_le(idx + 9, 1, 8), idx[17] = 8, put_le(idx + 18, 2, 8), put_le(idx + 26, 3, 8);
-    put_le(idx + 34, 3, 4), put_le(idx + 38, 5, 4), put_le(idx + 42, 0, 8), put_le(idx + 50, 6, 8);
-    put_le(idx + 66, 1, 8), put_le(idx + 74, 2, 8);
-    damage_put("m.idx", idx, sizeof idx);
-    damage_put("m.bin", bin + 1024, 16);
-    damage_put("r.npy", bin + 1024, 16);
-    damage_text("l.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
-    put_gz("z.jsonl.gz", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
-    put_gz("z.txt.gz", "one\n<|endoftext|>\ntwo and two and two and two\n");
-    for (size_t i = 0; i < COUNT_OF(subjects); i++) {
-        struct damage_count c = damage_cut(&subjects[i], 1);
-        damage_print("cut", &subjects[i], &c);
-        assert_true(subjects[i].cut != DAMAGE_SEEN || c.refused == c.cases);
-        assert_true(c.other <= (strstr(subjects[i].name, "text, gzip") ? 1 : 100));
-        c = damage_flip(&subjects[i], 0, -1, 1);
-        damage_print("bit", &subjects[i], &c);
-    }
-}
-
-static enum code tokenizer_sum(const char *path, uint64_t *sum)
-{
-    static const char text[] = "Hello  w\xc3\xb6rld, don't 1234 <s>\n ab ba";
-    struct tokenizer *t;
-    int32_t *ids;
-    int64_t n, ends[3];
-    TRY(tokenizer_open(&t, path));
-    ends[0] = tokenizer_bos(t), ends[1] = tokenizer_eos(t), ends[2] = tokenizer_vocab(t);
-    *sum = damage_add(0, ends, sizeof ends);
-    for (int special = 0; special < 2; special++) /* a text that a tokenizer has no token for is refused by name, which is a reading too */
-        if (tokenizer_encode(t, text, sizeof text - 1, special, &ids, &n) == OK) {
-            *sum = damage_add(*sum, ids, 4 * (size_t)n);
-            free(ids);
-        }
-    tokenizer_close(t);
-    return OK;
-}
-
-static enum code read_tokenizer(const char *name, uint64_t *sum)
-{
-    char *path = temp_path(name);
-    enum code c = tokenizer_sum(path, sum);
-    free(path);
-    return c;
-}
-
-static enum code read_tokenizer_folder(const char *name, uint64_t *sum)
-{
-    char *dir = folder_of(name);
-    enum code c = tokenizer_sum(dir, sum);
-    free(dir);
-    return c;
-}
-
-/* As a GGUF file takes it over. */
-static enum code read_gguf(const char *name, uint64_t *sum)
-{
-    char *path = temp_path(name), *bytes;
-    size_t n;
-    struct arch a;
-    struct gguf_buffer b = {0};
-    assert_ok(io_read_all(path, 1 << 20, &bytes, &n));
-    assert_ok(arch_init(&a, 1));
-    a.V = 300;
-    struct ckpt_companion file = {strrchr(path, '/') + 1, bytes, n};
-    enum code c = gguf_tokenizer(&b, &a, &file, 1, "m", name);
-    *sum = damage_add(0, b.bytes, b.n);
-    gguf_buffer_free(&b);
-    arch_free(&a);
-    free(bytes);
-    free(path);
-    return c;
-}
-
-static void corpus_copy(const char *from, const char *to)
-{
-    char *bytes;
-    size_t n;
-    assert_ok(io_read_all(from, 1 << 20, &bytes, &n));
-    const char *nul = n ? memchr(bytes, 0, n) : NULL; /* where a target takes its text from behind it */
-    damage_put(to, bytes, nul && !strstr(from, "sentencepiece") ? (size_t)(nul - bytes) : n);
-    free(bytes);
-}
-
-static void test_tokenizers(void **state)
-{
-    (void)state;
-    static const struct damage_subject subjects[] = {
-        {"tokenizer.json, llama", "llama.json", read_tokenizer, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"tokenizer.json, qwen", "qwen.json", read_tokenizer, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"tokenizer.json, metaspace", "metaspace.json", read_tokenizer, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"vocab.json", "words/vocab.json", read_tokenizer_folder, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"merges.txt", "words/merges.txt", read_tokenizer_folder, DAMAGE_PARTIAL, DAMAGE_PARTIAL},
-        {"tokenizer_config.json", "words/tokenizer_config.json", read_tokenizer_folder, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"tokenizer.json to GGUF", "gguf/tokenizer.json", read_gguf, DAMAGE_SEEN, DAMAGE_PARTIAL},
-        {"tokenizer.model to GGUF", "gguf/tokenizer.model", read_gguf, DAMAGE_PARTIAL, DAMAGE_PARTIAL},
-    };
-    char *words = temp_path("words"), *gguf = temp_path("gguf");
-    assert_ok(io_mkdirs(words));
-    assert_ok(io_mkdirs(gguf));
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/llama", "llama.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/qwen", "qwen.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/metaspace", "metaspace.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/bytes.json", "gguf/tokenizer.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/sentencepiece", "gguf/tokenizer.model");
-    damage_text("words/vocab.json", "{\"!\":0,\"a\":1,\"b\":2,\"ab\":3,\"\\u0120\":4,\"\\u0120a\":5,\"<|endoftext|>\":6}");
-    damage_text("words/merges.txt", "#version: 0.2\na b\n\xc4\xa0 a\n");
-    damage_text("words/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"bos_token\": \"<|endoftext|>\", \"added_tokens_decoder\": {\"7\": {\"content\": \"<x>\"}}}");
-    for (size_t i = 0; i < COUNT_OF(subjects); i++) {
-        int large = subjects[i].read == read_gguf && i == COUNT_OF(subjects) - 1;
-        struct damage_count c = damage_cut(&subjects[i], large && !damage_soak() ? 3 : 1);
-        damage_print("cut", &subjects[i], &c);
-        c = damage_flip(&subjects[i], 0, -1, damage_soak() ? 1 : large ? 11 : 3);
-        damage_print("bit", &subjects[i], &c);
-    }
-    free(words);
-    free(gguf);
-}
-
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_hugging_face), cmocka_unit_test(test_payload), cmocka_unit_test(test_large_payload), cmocka_unit_test(test_llama2c), cmocka_unit_test(test_native),
-        cmocka_unit_test(test_step),         cmocka_unit_test(test_configs), cmocka_unit_test(test_tokens),  cmocka_unit_test(test_tokenizers),
+        cmocka_unit_test(test_step),         cmocka_unit_test(test_configs),
     };
     log_quiet(1);
     return harness_main(argc, argv, tests, COUNT_OF(tests));
