@@ -136,7 +136,7 @@ double initializer_range(const struct arch *a); /* of config.json, or 0.02 */
 /* carry.c: the optimiser's moments, merged as the weights were. *c is NULL when there are none to carry; *why says why when there are
  * some that cannot be, else "". Before the tensors are walked. */
 struct carry;
-enum code carry_open(struct carry **c, const struct plan *plan, const struct options *o, struct outcome *out, char *why, size_t n) MUST_USE;
+enum code carry_open(struct carry **out, const struct plan *plan, const struct options *o, struct outcome *outcome, char *why, size_t n) MUST_USE;
 /* After the walk: writes them below the target's directory, and says what was written in facts. */
 enum code carry_write(struct carry *c, struct ckpt_writer *w, json_t *facts) MUST_USE;
 void carry_close(struct carry *c); /* NULL is fine */
