@@ -133,7 +133,7 @@ enum code layers_write_rows(struct ckpt_writer *w, const struct ckpt_tensor *out
 enum code layers_write(struct layers *s, const struct ckpt_tensor *in, struct ckpt_writer *w, const struct ckpt_tensor *out) MUST_USE;
 double initializer_range(const struct arch *a); /* of config.json, or 0.02 */
 
-/* carry.c: the optimiser's moments, merged as the weights were. *c is NULL when there are none to carry; *why says why when there are
+/* carry.c: the optimiser's moments, merged as the weights were. *out is NULL when there are none to carry; *why says why when there are
  * some that cannot be, else "". Before the tensors are walked. */
 struct carry;
 enum code carry_open(struct carry **out, const struct plan *plan, const struct options *o, struct outcome *outcome, char *why, size_t n) MUST_USE;
