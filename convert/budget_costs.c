@@ -22,16 +22,7 @@ struct walk {
 
 static void walk_close(struct walk *w)
 {
-    struct calibrating *c = &w->c;
-    model_close(c->m0);
-    model_close(c->m1);
-    if (c->dev)
-        c->be->device_close(c->dev);
-    calibration_tokens_close(&c->t);
-    batch_free(&c->batch);
-    spill_close(&c->spill);
-    arch_free(&c->to);
-    free(c->part);
+    calibrating_close(&w->c);
     overlay_close(&w->result.overlay);
     free(w->result.layer);
     free(w->dir);

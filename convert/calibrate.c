@@ -86,7 +86,7 @@ static enum code sizes(struct calibration_size *s, const struct calibrating *c)
 
 /* ---- opening ---- */
 
-static void calibrating_close(struct calibrating *c)
+void calibrating_close(struct calibrating *c)
 {
     model_close(c->m0);
     model_close(c->m1);

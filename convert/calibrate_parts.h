@@ -35,6 +35,7 @@ struct calibrating {
     float *mean;                  /* [held-out rows, C] of a model merged by plain means (mean_beside.c); NULL: none is run */
 };
 
+void calibrating_close(struct calibrating *c); /* of a zeroed struct too */
 /* Sequences of a full batch. */
 int64_t calibration_batch(const struct calibration_tokens *t);
 /* Where large states go: the target's folder, or /tmp; malloc'ed. */
