@@ -178,7 +178,7 @@ enum code step_save(const char *run_dir, const struct step_content *s, int keep)
     CHECK(keep == 0 || keep >= 2);
     CHECK(s->step >= 0);
     fail_full_forget();
-    TRY(io_mkdirs(run_dir));
+    TRY(target_full(io_mkdirs(run_dir), run_dir, bytes_needed(s)));
     remove_stale(run_dir);
     TRY(target_space(run_dir, bytes_needed(s)));
     if (asprintf(&final, "%s/step-%08lld", run_dir, (long long)s->step) < 0)

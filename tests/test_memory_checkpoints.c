@@ -131,6 +131,7 @@ int main(int argc, char **argv)
     model_fill(w, 5);
     assert_ok(ckpt_commit(w));
     model_make(kept, &A, DT_F32, 0);
+    gguf_check_hush(0);
     free(kept);
     step_make(&made, &A, 30);
     meta = json_pack("{s:I, s:f, s:s}", "position", (json_int_t)90, "lr", 0.1, "isa", "plain");

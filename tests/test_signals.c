@@ -184,17 +184,24 @@ static void test_save_and_go_on(void **state)
 static void test_second_signal(void **state)
 {
     (void)state;
-    const char *const slow[] = {"max_steps=3", "eval_steps=0", "save_steps=1", "gradient_accumulation_steps=500", "logging.tensorboard=false", NULL};
-    char out[700], want[65];
+    char out[700], want[65], accumulation[64] = "gradient_accumulation_steps=300";
+    const char *const slow[] = {"max_steps=2", "eval_steps=0", "save_steps=1", accumulation, "logging.tensorboard=false", NULL};
     int trials = soak_count(3, 50), at_once = 0, other = 0;
+    double took = host_seconds();
+    runs_train("quick", slow);
+    took = host_seconds() - took;
+    /* Two steps of about 1.2 s, so that both signals come in the first one however fast the machine is (a second signal counts after 0.2 s). */
+    snprintf(accumulation, sizeof accumulation, "gradient_accumulation_steps=%d", (int)(300 * (1 + 2.4 / took)));
+    took = host_seconds();
     runs_train("slow", slow);
+    took = host_seconds() - took;
     snprintf(want, sizeof want, "%s", runs_weights("slow"));
     snprintf(out, sizeof out, "output_dir=%s/twice", temp_dir());
     for (int i = 0; i < trials; i++) {
         char *dir = temp_path("twice");
         assert_ok(io_remove_tree(dir));
         struct running r = START("gqa-uptrain", "twice.log", runs_config(), out, slow[0], slow[1], slow[2], slow[3], slow[4]);
-        nap(0.3 + 0.5 * random_uniform(12, STREAM_TEST, 0, (uint64_t)i));
+        nap(took * (0.1 + 0.1 * random_uniform(12, STREAM_TEST, 0, (uint64_t)i)));
         kill(r.pid, SIGTERM);
         nap(0.25);
         double at = host_seconds();
