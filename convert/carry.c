@@ -1,4 +1,4 @@
-/* AdamW's moments through a conversion (issue: where a source has them). Merging makes W_j ~ E_j W' of a group's heads j, so by the chain
+/* AdamW's moments through a conversion. Merging makes W_j ~ E_j W' of a group's heads j, so by the chain
  * rule the gradient of the shared head is the sum of what its heads' gradients say about it,
  *
  *   K, V rows     g' = sum over j of E_j^T g_j         m' = sum E_j^T m_j         v' = sum (E_j^T)^2 v_j   (squares of the entries)

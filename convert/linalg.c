@@ -75,3 +75,16 @@ enum code solve_spd(double *b, double *a, int64_t n, int64_t r)
     lapack_int info = LAPACKE_dposv(LAPACK_ROW_MAJOR, 'U', (lapack_int)n, (lapack_int)r, a, (lapack_int)n, b, (lapack_int)r);
     return info == 0 ? OK : refused("a Cholesky decomposition", info);
 }
+
+double dot_f32(const float *x, const float *y, int64_t n)
+{
+    double total = 0;
+    for (int64_t from = 0; from < n; from += 1024) {
+        double sum = 0;
+        int64_t to = from + 1024 < n ? from + 1024 : n;
+        for (int64_t i = from; i < to; i++)
+            sum += (double)x[i] * (double)y[i];
+        total += sum;
+    }
+    return total;
+}

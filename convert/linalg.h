@@ -18,5 +18,7 @@ enum code matrix_roots(double *root, double *inverse, double *a, int64_t n) MUST
 enum code nearest_orthogonal(double *q, double *a, int64_t n) MUST_USE;
 /* b [n, r] = a^-1 b for a symmetric positive definite a [n, n] (destroyed). */
 enum code solve_spd(double *b, double *a, int64_t n, int64_t r) MUST_USE;
+/* Sum of x[i] y[i] of n floats, in f64 over blocks: the same bits whatever the number of threads (BLAS's dsdot splits by it). */
+double dot_f32(const float *x, const float *y, int64_t n);
 
 #endif

@@ -12,7 +12,7 @@ struct linearised {
     float *q, *o;                       /* [N,H*D] */
     float *k, *v;                       /* [N,G*D] */
     float *p;                           /* attention, [count, H, attention_floats(T)] */
-    float *memory;                      /* [threads, 2 * ATTENTION_ROWS * T] */
+    float *memory;                      /* [threads, 2 * ATTENTION_ROWS * (T + ATTENTION_ROWS)] */
 };
 enum { ATTENTION_ROWS = 32 };
 /* The attention of one head and sequence: blocks of ATTENTION_ROWS rows, each over the keys up to its last row. */

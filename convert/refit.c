@@ -7,6 +7,7 @@
  * mid and out: hidden states after the attention and after the layer; 0 the original's, 1 the converted model's with the maps as they are,
  * both with the errors of earlier layers in them. A bias is fitted where the class has one. */
 #include "calibrate_parts.h"
+#include "linalg.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -46,19 +47,6 @@ static enum code add_product(const struct calibrating *c, const struct regressio
     return OK;
 }
 
-static double square_sum(const float *x, int64_t n)
-{
-    double total = 0;
-    for (int64_t from = 0; from < n; from += 4096) {
-        double part = 0;
-        int64_t to = from + 4096 < n ? from + 4096 : n;
-        for (int64_t i = from; i < to; i++)
-            part += (double)x[i] * (double)x[i];
-        total += part;
-    }
-    return total;
-}
-
 /* What the held-out rows keep of the residual under this ridge; delta is left in `delta`. */
 static enum code try_share(const struct calibrating *c, const struct regression *r, double share, double *wide, float *delta, float *rest, double *error)
 {
@@ -68,7 +56,7 @@ static enum code try_share(const struct calibrating *c, const struct regression 
         delta[i] = (float)wide[i];
     memcpy(rest, r->residual + r->fit_rows * r->C, (size_t)(held * r->C) * sizeof *rest);
     TRY(add_product(c, r, rest, r->u + r->fit_rows * r->ld, held, delta, -1.0f));
-    *error = square_sum(rest, held * r->C);
+    *error = dot_f32(rest, rest, held * r->C);
     return OK;
 }
 
@@ -76,7 +64,7 @@ static enum code try_share(const struct calibrating *c, const struct regression 
 static enum code regression_choose(const struct calibrating *c, struct regression *r, float *delta, double *chosen)
 {
     int64_t n = r->g.n * r->C, held = (r->rows - r->fit_rows) * r->C;
-    double *wide = malloc((size_t)n * sizeof *wide), best = square_sum(r->residual + r->fit_rows * r->C, held), at = 1e-2;
+    double *wide = malloc((size_t)n * sizeof *wide), best = dot_f32(r->residual + r->fit_rows * r->C, r->residual + r->fit_rows * r->C, held), at = 1e-2;
     float *tried = malloc((size_t)n * sizeof *tried), *rest = malloc((size_t)held * sizeof *rest);
     enum code code = wide && tried && rest ? OK : fail(ERR_MEMORY, "out of memory for a regression");
     *chosen = 0;
@@ -335,7 +323,7 @@ enum code refit_layer(struct calibrating *c, int64_t layer)
     TRY(c->to.residual == RESIDUAL_SEQUENTIAL ? fit_sequential(&t) : fit_parallel(&t));
     int64_t first = c->fit_rows * c->C, held = (c->N - c->fit_rows) * c->C;
     subtract(c->mid0 + first, c->next0 + first, c->x1 + first, held);
-    t.report->error = sqrt(square_sum(c->mid0 + first, held) / square_sum(c->next0 + first, held));
+    t.report->error = sqrt(dot_f32(c->mid0 + first, c->mid0 + first, held) / dot_f32(c->next0 + first, c->next0 + first, held));
     TRY(map_keep(c, &t.o));
     return c->o->refit == REFIT_OUTPUT ? OK : map_keep(c, &t.down);
 }

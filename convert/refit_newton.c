@@ -41,19 +41,6 @@ struct newton {
     float *memory;
 };
 
-static double dot(const float *x, const float *y, int64_t n)
-{
-    double total = 0;
-    for (int64_t from = 0; from < n; from += 1024) {
-        double sum = 0;
-        int64_t to = from + 1024 < n ? from + 1024 : n;
-        for (int64_t i = from; i < to; i++)
-            sum += (double)x[i] * (double)y[i];
-        total += sum;
-    }
-    return total;
-}
-
 static struct span span_of(const struct newton *w, int64_t sequence)
 {
     int64_t T = w->a.T;
@@ -116,7 +103,7 @@ static enum code held_error(struct newton *w, double *error)
         struct model_block_values v;
         TRY(model_block_attend(c->m1, span_batch(c, &s), rows_at(c->x1, s.row, c->C), &v));
         TRY(missing(w, &s, &v, w->mid));
-        *error += dot(w->mid, w->mid, s.rows * c->C);
+        *error += dot_f32(w->mid, w->mid, s.rows * c->C);
     }
     return isfinite(*error) ? OK : fail(ERR_NUMERIC, "hidden states of a layer are not finite");
 }
@@ -219,9 +206,9 @@ static enum code preconditioner(struct newton *w, int first)
         s->curvature = 1;
         random_normal_f32(s->g, n, 0, 1, 0, (uint64_t)i, 0);
         precondition(w, s, s->p, s->g);
-        double size = dot(s->g, s->p, n); /* N tr(p E[u u^T] p^T): of the change of the part's output */
+        double size = dot_f32(s->g, s->p, n); /* N tr(p E[u u^T] p^T): of the change of the part's output */
         TRY(forward(w));
-        double change = dot(w->e, w->e, a->N * a->C);
+        double change = dot_f32(w->e, w->e, a->N * a->C);
         s->curvature = size > 0 && change > 0 ? change / size : 1e30;
         memset(s->p, 0, (size_t)n * sizeof(float));
     }
@@ -240,14 +227,14 @@ static enum code solve(struct newton *w)
         memcpy(s->was, s->g, (size_t)n * sizeof *s->g); /* the residual of the system */
         precondition(w, s, s->p, s->was);
         memcpy(s->mp, s->was, (size_t)n * sizeof *s->mp);
-        rz += dot(s->was, s->p, n);
+        rz += dot_f32(s->was, s->p, n);
     }
     double first = rz;
     for (int it = 0; it < w->effort.iterations && rz > 1e-6 * first; it++) {
         TRY(forward(w));
-        double pap = dot(w->e, w->e, w->a.N * w->a.C), next = 0;
+        double pap = dot_f32(w->e, w->e, w->a.N * w->a.C), next = 0;
         for (int i = 0; i < PARTS; i++)
-            pap += DAMPING * dot(w->part[i].p, w->part[i].mp, w->part[i].rows * w->part[i].width);
+            pap += DAMPING * dot_f32(w->part[i].p, w->part[i].mp, w->part[i].rows * w->part[i].width);
         if (!(pap > 0))
             break;
         float alpha = (float)(rz / pap);
@@ -260,7 +247,7 @@ static enum code solve(struct newton *w)
                 s->was[k] -= alpha * (s->g[k] + (float)DAMPING * s->mp[k]);
             }
             precondition(w, s, s->best, s->was);
-            next += dot(s->was, s->best, n);
+            next += dot_f32(s->was, s->best, n);
         }
         float beta = (float)(next / rz);
         rz = next;
@@ -280,7 +267,9 @@ static void move(struct newton *w, float to)
     for (int i = 0; i < PARTS; i++) {
         struct part *s = &w->part[i];
         float *value = view_f32(s->map.w->value);
-        for (int64_t k = 0; k < s->rows * s->width; k++)
+        if (to == 0) /* x may not be finite */
+            memcpy(value, s->was, (size_t)(s->rows * s->width) * sizeof *value);
+        for (int64_t k = 0; to != 0 && k < s->rows * s->width; k++)
             value[k] = s->was[k] + to * s->x[k];
     }
 }
@@ -296,6 +285,8 @@ static enum code take_step(struct newton *w, double *error)
         double now;
         move(w, step);
         enum code c = held_error(w, &now);
+        if (c != OK && c != ERR_NUMERIC) /* a step too far gives infinities; everything else is a failure */
+            return c;
         if (c == OK && now < least) {
             least = now;
             best = step;
