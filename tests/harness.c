@@ -109,6 +109,11 @@ int compare_view(const char *name, struct view got, const double *want, double r
     return same;
 }
 
+double worse_error(double worst, double error)
+{
+    return isfinite(error) && isfinite(worst) ? fmax(worst, error) : HUGE_VAL;
+}
+
 void fill_nan(float *p, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)

@@ -41,6 +41,9 @@ int compare_view(const char *name, struct view got, const double *want, double r
 /* Normalised mean squared error: sum (got - want)^2 / sum want^2. */
 double nmse_f32(const float *got, const double *want, int64_t n);
 
+/* The larger of two errors; one that is not a finite number is infinitely large (fmax alone drops a NaN), and stays so. */
+double worse_error(double worst, double error);
+
 void fill_nan(float *p, int64_t n);
 void fill_random(float *p, int64_t n, uint64_t seed);   /* normals times 1 */
 void fill_random_f64(double *p, int64_t n, uint64_t seed);

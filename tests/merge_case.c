@@ -293,7 +293,7 @@ double output_distance(const struct attention_layer *a, const struct attention_l
     double *p = layer_output(a, arch, x, T), *q = layer_output(b, arch, x, T);
     for (int64_t i = 0; i < T * a->C; i++) {
         double d = fabs(p[i] - q[i]);
-        worst = fmax(worst, isfinite(d) ? d : HUGE_VAL); /* fmax alone would drop a NaN */
+        worst = worse_error(worst, d);
         scale = fmax(scale, fabs(p[i]));
     }
     free(p);

@@ -8,7 +8,7 @@ double largest_error(const float *a, const double *b, int64_t n)
     double worst = 0.0;
     for (int64_t i = 0; i < n; i++) {
         double e = fabs((double)a[i] - b[i]);
-        worst = fmax(worst, isfinite(e) ? e : HUGE_VAL); /* fmax alone would drop a NaN */
+        worst = worse_error(worst, e);
     }
     return worst;
 }

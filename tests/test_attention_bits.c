@@ -47,7 +47,7 @@ static double error_of(const float *got, const double *want, int64_t n)
     double worst = 0;
     for (int64_t i = 0; i < n; i++) {
         double err = fabs((double)got[i] - want[i]);
-        worst = fmax(worst, isfinite(err) ? err : HUGE_VAL); /* fmax alone would drop a NaN */
+        worst = worse_error(worst, err);
     }
     return worst;
 }

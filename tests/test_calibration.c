@@ -186,7 +186,7 @@ static double largest_change(const char *a, const char *b)
         const struct ckpt_tensor *t = ckpt_at(x, i);
         float *p = small_read(x, t->name), *q = small_read(y, t->name);
         for (int64_t k = 0; k < t->n[0] * t->n[1]; k++)
-            worst = fmax(worst, isfinite(p[k]) && isfinite(q[k]) ? fabs((double)p[k] - (double)q[k]) : HUGE_VAL);
+            worst = worse_error(worst, fabs((double)p[k] - (double)q[k]));
         free(p);
         free(q);
     }

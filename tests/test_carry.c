@@ -274,12 +274,12 @@ static void check_side(const char *run, const char *to, const char *opt, int lay
                     }
                     double got = (double)q1[j * step + d * down + c * right];
                     q_size = fmax(q_size, fabs(q));
-                    q_worst = fmax(q_worst, fabs(got - q));
+                    q_worst = worse_error(q_worst, fabs(got - q));
                 }
         }
         for (int64_t i = 0; i < 2 * CD; i++) {
             size = fmax(size, fabs(sum[i]));
-            worst = fmax(worst, fabs((double)k1[i] - sum[i]));
+            worst = worse_error(worst, fabs((double)k1[i] - sum[i]));
         }
         if (!(worst <= 1e-4 * size) || !(q_worst <= 1e-3 * q_size))
             print_error("layer %d %s %c: %g of %g, %s %g of %g\n", layer, rows, which, worst, size, other, q_worst, q_size);

@@ -93,8 +93,7 @@ static void check(const struct form *f)
         out[i] = gq[i] = NAN;
     attention_change(&a, out, dq, dk, dv);
     for (int64_t i = 0; i < HD; i++) {
-        double d = fabs((double)out[i] - (wide[1][i] - wide[0][i]) / 2e-4);
-        worst = d <= worst ? worst : d;
+        worst = worse_error(worst, fabs((double)out[i] - (wide[1][i] - wide[0][i]) / 2e-4));
     }
     attention_gradient(&a, e, gq, gk, gv);
     double there = inner(out, e, HD), back = inner(gq, dq, HD) + inner(gk, dk, GD) + inner(gv, dv, GD);

@@ -59,7 +59,7 @@ static void test_accumulation_does_not_change_the_result(void **state)
             double x = runs_number(json_array_get(a, i), keys[k]), y = runs_number(json_array_get(b, i), keys[k]);
             assert_int_equal(isnan(x), isnan(y));
             if (!isnan(x))
-                worst = fmax(worst, fabs(x - y) / fabs(x));
+                worst = worse_error(worst, fabs(x - y) / fabs(x));
         }
     print_message("1 x 8 against 8 x 1: worst relative difference of loss and gradient norm %.2g\n", worst);
     assert_true(worst <= 1e-6);
