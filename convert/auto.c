@@ -45,13 +45,13 @@ void auto_choose(struct auto_choice *c, struct options *o, const struct arch *a)
     o->grouping = grouping >= 0 ? grouping : a->pos == POS_ALIBI || !o->calibration ? GROUPING_CONSECUTIVE : GROUPING_SIMILAR;
     o->refit = refit >= 0 ? refit : o->calibration ? (int)strongest(c, a) : REFIT_NONE;
     if (!o->calibration)
-        snprintf(c->why, sizeof c->why, "the lowest start by weights alone; with --calibration FILE it starts lower still");
+        snprintf(c->why, sizeof c->why, "mostly the lowest start by weights alone; with --calibration FILE it starts lower still");
     else if (refit >= 0)
-        snprintf(c->why, sizeof c->why, "the lowest start with the refit that was asked for");
+        snprintf(c->why, sizeof c->why, "a low start with the refit that was asked for");
     else if (c->n_refused)
         snprintf(c->why, sizeof c->why, "the strongest that %s allows (%.200s)", a->family[0] ? a->family : "this model", c->refused[0].why);
     else
-        snprintf(c->why, sizeof c->why, "the lowest start of all that was measured");
+        snprintf(c->why, sizeof c->why, "the lowest or nearly lowest start of those that were measured");
 }
 
 /* ---- equal heads ---- */

@@ -155,7 +155,6 @@ int ablate_worth(const struct ablation *a, int64_t G, char *sentence, size_t n);
 const char *grouping_text(const char *grouping);                             /* after a method's name: "" or " similar" */
 void ablate_percent(char out[24], double alpha);                             /* 0.005 -> "0.5%" */
 void ablate_start_name(const struct ablation *a, const struct summary *s, char out[96]); /* "svd+all similar, distill" */
-void ablate_heads_name(const struct ablation *a, int64_t G, char out[32]);   /* "MQA", "GQA-4", "original" */
 void ablate_duration(char out[32], double seconds);                          /* "3 min" */
 
 /* ---- output ---- */

@@ -15,16 +15,6 @@ void ablate_start_name(const struct ablation *a, const struct summary *s, char o
     snprintf(out, 96, "%s%s%s%s", s->G == a->H ? "original" : s->method, grouping_text(s->grouping), named ? ", " : "", named ? s->loss : "");
 }
 
-void ablate_heads_name(const struct ablation *a, int64_t G, char out[32])
-{
-    if (G == a->H)
-        snprintf(out, 32, "original");
-    else if (G == 1)
-        snprintf(out, 32, "MQA");
-    else
-        snprintf(out, 32, "GQA-%lld", (long long)G);
-}
-
 void ablate_duration(char out[32], double seconds)
 {
     if (!isfinite(seconds) || seconds < 0)
