@@ -6,7 +6,8 @@
 #include <string.h>
 #include "tokenizer.h"
 
-static int token_before(const void *x, const void *y) {
+static int token_before(const void *x, const void *y)
+{
     const struct added_token *a = x, *b = y;
     if (a->normalized != b->normalized)
         return a->normalized - b->normalized;
@@ -18,7 +19,8 @@ static int token_before(const void *x, const void *y) {
     return same != 0 ? same : a->id - b->id;
 }
 
-void added_index(struct added_tokens *a) {
+void added_index(struct added_tokens *a)
+{
     memset(a->first, -1, sizeof a->first);
     if (a->n > 0)
         qsort(a->v, (size_t)a->n, sizeof *a->v, token_before);
@@ -27,7 +29,8 @@ void added_index(struct added_tokens *a) {
             a->first[a->v[i].normalized][(unsigned char)a->v[i].content[0]] = i;
 }
 
-static int match_at(const struct added_tokens *a, int normalized, const char *p, size_t left) {
+static int match_at(const struct added_tokens *a, int normalized, const char *p, size_t left)
+{
     int i = a->first[normalized][(unsigned char)*p];
     for (; i >= 0 && i < a->n && a->v[i].normalized == normalized && a->v[i].content[0] == *p; i++)
         if (a->v[i].n > 0 && a->v[i].n <= left && memcmp(p, a->v[i].content, a->v[i].n) == 0)
@@ -35,7 +38,8 @@ static int match_at(const struct added_tokens *a, int normalized, const char *p,
     return -1;
 }
 
-static int stands_alone(const char *text, size_t n, size_t start, size_t end) {
+static int stands_alone(const char *text, size_t n, size_t start, size_t end)
+{
     size_t length;
     if (start > 0 && char_is_word(utf8_read(text + utf8_back(text, start), &length)))
         return 0;
@@ -43,7 +47,8 @@ static int stands_alone(const char *text, size_t n, size_t start, size_t end) {
 }
 
 int added_find(const struct added_tokens *a, int normalized, int skip_special, const char *text, size_t n, size_t *at, size_t floor,
-               size_t *start, size_t *end) {
+               size_t *start, size_t *end)
+{
     while (*at < n) {
         int i = match_at(a, normalized, text + *at, n - *at);
         if (i < 0) {
@@ -66,7 +71,8 @@ int added_find(const struct added_tokens *a, int normalized, int skip_special, c
     return -1;
 }
 
-void added_free(struct added_tokens *a) {
+void added_free(struct added_tokens *a)
+{
     for (int i = 0; i < a->n; i++) {
         free(a->v[i].content);
         free(a->v[i].written);

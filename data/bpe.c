@@ -20,11 +20,13 @@ struct word_cache { struct cached_word v[CACHE_SLOTS]; };
 /* ---- merges table ---- */
 
 /* Multiplicative hashing (Dietzfelbinger et al. 1997): the top bits of the product with a random odd number. */
-static uint32_t pair_slot(const struct bpe *m, uint64_t pair) {
+static uint32_t pair_slot(const struct bpe *m, uint64_t pair)
+{
     return (uint32_t)(pair * m->merge_key >> 32 >> (32 - __builtin_ctz(m->n_merge_slots)));
 }
 
-static const struct merge *merge_find(const struct bpe *m, int32_t left, int32_t right) {
+static const struct merge *merge_find(const struct bpe *m, int32_t left, int32_t right)
+{
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     for (uint32_t i = pair_slot(m, pair);; i = (i + 1) & (m->n_merge_slots - 1)) {
         if (m->merges[i].rank < 0)
@@ -34,7 +36,8 @@ static const struct merge *merge_find(const struct bpe *m, int32_t left, int32_t
     }
 }
 
-enum code bpe_merges_reserve(struct bpe *m, int64_t n) {
+enum code bpe_merges_reserve(struct bpe *m, int64_t n)
+{
     if (n > INT32_MAX / 4)
         return fail(ERR_INPUT, "%lld merges are more than any tokenizer has", (long long)n);
     m->n_merge_slots = 16;
@@ -50,7 +53,8 @@ enum code bpe_merges_reserve(struct bpe *m, int64_t n) {
 }
 
 /* Does the string of `id` hold U+2581 after another character? */
-static int has_inner_meta(const struct bpe *m, int32_t id) {
+static int has_inner_meta(const struct bpe *m, int32_t id)
+{
     size_t n;
     const char *s = vocab_text(&m->vocab, id, &n);
     for (size_t i = 3; s != NULL && i + 3 <= n; i++)
@@ -62,7 +66,8 @@ static int has_inner_meta(const struct bpe *m, int32_t id) {
     return 0;
 }
 
-void bpe_merge_set(struct bpe *m, int32_t left, int32_t right, int32_t rank, int32_t id) {
+void bpe_merge_set(struct bpe *m, int32_t left, int32_t right, int32_t rank, int32_t id)
+{
     uint64_t pair = (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
     uint32_t i = pair_slot(m, pair);
     while (m->merges[i].rank >= 0 && m->merges[i].pair != pair)
@@ -71,7 +76,8 @@ void bpe_merge_set(struct bpe *m, int32_t left, int32_t right, int32_t rank, int
     m->n_merges++;
 }
 
-void bpe_finish(struct bpe *m) {
+void bpe_finish(struct bpe *m)
+{
     for (int b = 0; b < 256; b++) {
         static const char hex[] = "0123456789ABCDEF";
         char name[7] = {'<', '0', 'x', hex[b >> 4], hex[b & 15], '>', 0};
@@ -85,7 +91,8 @@ void bpe_finish(struct bpe *m) {
             m->split_at_meta = 0;
 }
 
-void bpe_free(struct bpe *m) {
+void bpe_free(struct bpe *m)
+{
     vocab_free(&m->vocab);
     free(m->merges);
     *m = (struct bpe){0};
@@ -95,14 +102,16 @@ void bpe_free(struct bpe *m) {
 
 static int candidate_before(struct candidate a, struct candidate b) { return a.rank != b.rank ? a.rank < b.rank : a.at < b.at; }
 
-static void heap_push(struct bpe_scratch *s, struct candidate c) {
+static void heap_push(struct bpe_scratch *s, struct candidate c)
+{
     int64_t i = s->heap_n++;
     for (int64_t up; i > 0 && candidate_before(c, s->heap[up = (i - 1) / 2]); i = up)
         s->heap[i] = s->heap[up];
     s->heap[i] = c;
 }
 
-static struct candidate heap_pop(struct bpe_scratch *s) {
+static struct candidate heap_pop(struct bpe_scratch *s)
+{
     struct candidate top = s->heap[0], last = s->heap[--s->heap_n];
     int64_t i = 0;
     for (int64_t k; (k = 2 * i + 1) < s->heap_n; i = k) {
@@ -116,7 +125,8 @@ static struct candidate heap_pop(struct bpe_scratch *s) {
     return top;
 }
 
-static void offer_pair(const struct bpe *m, struct bpe_scratch *s, int32_t at) {
+static void offer_pair(const struct bpe *m, struct bpe_scratch *s, int32_t at)
+{
     int32_t next = s->symbols[at].next;
     if (next < 0)
         return;
@@ -125,7 +135,8 @@ static void offer_pair(const struct bpe *m, struct bpe_scratch *s, int32_t at) {
         heap_push(s, (struct candidate){found->rank, at, found->id});
 }
 
-static void merge_symbols(const struct bpe *m, struct bpe_scratch *s) {
+static void merge_symbols(const struct bpe *m, struct bpe_scratch *s)
+{
     while (s->heap_n > 0) {
         struct candidate c = heap_pop(s);
         struct symbol *left = &s->symbols[c.at];
@@ -147,7 +158,8 @@ static void merge_symbols(const struct bpe *m, struct bpe_scratch *s) {
 }
 
 /* At most one symbol per byte, and three candidates per symbol over the whole run: n - 1 at first, two per merge. */
-static enum code scratch_need(struct bpe_scratch *s, size_t n) {
+static enum code scratch_need(struct bpe_scratch *s, size_t n)
+{
     if (n > INT32_MAX / 4)
         return fail(ERR_INPUT, "a stretch of %zu bytes without a word boundary is too long to tokenise", n);
     if ((int64_t)n > s->symbols_capacity) {
@@ -166,7 +178,8 @@ static enum code scratch_need(struct bpe_scratch *s, size_t n) {
 
 /* Characters to symbols; returns their number. A pending unk is put down only before the next known character, as the
  * reference implementation does (byte tokens may overtake it when some <0xNN> are missing). */
-static int32_t word_symbols(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n) {
+static int32_t word_symbols(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n)
+{
     int32_t count = 0;
     int pending = 0;
 #define PUT(value) (s->symbols[count].id = (value), count++)
@@ -201,7 +214,8 @@ static int32_t word_symbols(const struct bpe *m, struct bpe_scratch *s, const ch
     return count;
 }
 
-static enum code encode_whole(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out) {
+static enum code encode_whole(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out)
+{
     TRY(scratch_need(s, n));
     int32_t count = word_symbols(m, s, word, n);
     for (int32_t i = 0; i < count; i++) {
@@ -217,7 +231,8 @@ static enum code encode_whole(const struct bpe *m, struct bpe_scratch *s, const 
     return OK;
 }
 
-static enum code encode_cached(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out) {
+static enum code encode_cached(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out)
+{
     if (s->cache == NULL || n > CACHE_WORD)
         return encode_whole(m, s, word, n, out);
     struct cached_word *c = &s->cache->v[hash64(word, n) % CACHE_SLOTS];
@@ -234,7 +249,8 @@ static enum code encode_cached(const struct bpe *m, struct bpe_scratch *s, const
     return OK;
 }
 
-enum code bpe_encode(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out) {
+enum code bpe_encode(const struct bpe *m, struct bpe_scratch *s, const char *word, size_t n, struct id_list *out)
+{
     if (n == 0)
         return OK;
     int32_t whole = m->ignore_merges ? vocab_find(&m->vocab, word, n) : -1;
@@ -256,13 +272,15 @@ enum code bpe_encode(const struct bpe *m, struct bpe_scratch *s, const char *wor
     return encode_cached(m, s, word + from, n - from, out);
 }
 
-enum code bpe_scratch_cache(struct bpe_scratch *s) {
+enum code bpe_scratch_cache(struct bpe_scratch *s)
+{
     if (s->cache == NULL)
         s->cache = calloc(1, sizeof *s->cache);
     return s->cache != NULL ? OK : fail(ERR_MEMORY, "no memory for the word cache");
 }
 
-void bpe_scratch_free(struct bpe_scratch *s) {
+void bpe_scratch_free(struct bpe_scratch *s)
+{
     free(s->symbols);
     free(s->heap);
     free(s->cache);

@@ -3,7 +3,8 @@
 #include <string.h>
 #include "tokenizer.h"
 
-enum code buffer_need(struct buffer *b, size_t more) {
+enum code buffer_need(struct buffer *b, size_t more)
+{
     if (more <= b->capacity - b->n)
         return OK;
     if (more > (SIZE_MAX >> 2) - b->n)
@@ -19,7 +20,8 @@ enum code buffer_need(struct buffer *b, size_t more) {
     return OK;
 }
 
-enum code buffer_add(struct buffer *b, const void *bytes, size_t n) {
+enum code buffer_add(struct buffer *b, const void *bytes, size_t n)
+{
     TRY(buffer_need(b, n));
     if (n > 0)
         memcpy(b->p + b->n, bytes, n);
@@ -27,7 +29,8 @@ enum code buffer_add(struct buffer *b, const void *bytes, size_t n) {
     return OK;
 }
 
-static enum code id_list_need(struct id_list *l, int64_t more) {
+static enum code id_list_need(struct id_list *l, int64_t more)
+{
     if (more <= l->capacity - l->n)
         return OK;
     int64_t capacity = l->capacity < 64 ? 64 : l->capacity;
@@ -41,13 +44,15 @@ static enum code id_list_need(struct id_list *l, int64_t more) {
     return OK;
 }
 
-enum code id_list_add(struct id_list *l, int32_t id) {
+enum code id_list_add(struct id_list *l, int32_t id)
+{
     TRY(id_list_need(l, 1));
     l->p[l->n++] = id;
     return OK;
 }
 
-enum code id_list_add_all(struct id_list *l, const int32_t *ids, int64_t n) {
+enum code id_list_add_all(struct id_list *l, const int32_t *ids, int64_t n)
+{
     TRY(id_list_need(l, n));
     if (n > 0)
         memcpy(l->p + l->n, ids, (size_t)n * sizeof *ids);

@@ -8,13 +8,15 @@
 
 /* ---- reading ---- */
 
-static enum code decoder_text(struct decoder *d, const char *text) {
+static enum code decoder_text(struct decoder *d, const char *text)
+{
     d->text = strdup(text);
     d->text_n = strlen(text);
     return d->text != NULL ? OK : fail(ERR_MEMORY, "no memory for a decoder");
 }
 
-static enum code read_decoder(struct decoders *list, const json_t *node, const char *where, int depth) {
+static enum code read_decoder(struct decoders *list, const json_t *node, const char *where, int depth)
+{
     const char *type = NULL, *text = NULL;
     if (!json_is_object(node))
         return fail(ERR_INPUT, "%s: expected an object with a \"type\"", where);
@@ -71,13 +73,15 @@ static enum code read_decoder(struct decoders *list, const json_t *node, const c
     return OK;
 }
 
-enum code decoders_read(struct decoders *d, const json_t *node, const char *where) {
+enum code decoders_read(struct decoders *d, const json_t *node, const char *where)
+{
     char here[512];
     snprintf(here, sizeof here, "%.400s: decoder", where);
     return node == NULL || json_is_null(node) ? OK : read_decoder(d, node, here, 0);
 }
 
-void decoders_free(struct decoders *d) {
+void decoders_free(struct decoders *d)
+{
     for (int i = 0; i < d->n; i++) {
         pattern_free(d->v[i].pattern);
         free(d->v[i].text);
@@ -89,13 +93,15 @@ void decoders_free(struct decoders *d) {
 
 struct pieces { struct buffer text; struct id_list ends; /* offsets into text; int32: decoding works on less than 2 GiB */ };
 
-static enum code piece_end(struct pieces *p) {
+static enum code piece_end(struct pieces *p)
+{
     if (p->text.n > INT32_MAX)
         return fail(ERR_UNSUPPORTED, "decoding more than 2 GiB of text at once is not supported");
     return id_list_add(&p->ends, (int32_t)p->text.n);
 }
 
-static int hex_digit(char c) {
+static int hex_digit(char c)
+{
     if (c >= '0' && c <= '9')
         return c - '0';
     c = (char)(c | 0x20);
@@ -109,7 +115,8 @@ static int byte_token(const char *s, size_t n) { /* "<0xNN>" -> NN, else -1 */
 }
 
 /* A token that is not made of byte characters only (an added one) stays text. */
-static enum code decode_byte_level(const char *s, size_t n, struct buffer *out) {
+static enum code decode_byte_level(const char *s, size_t n, struct buffer *out)
+{
     size_t before = out->n, length;
     for (size_t i = 0; i < n; i += length) {
         int b = byte_of_char(utf8_read(s + i, &length));
@@ -122,7 +129,8 @@ static enum code decode_byte_level(const char *s, size_t n, struct buffer *out) 
     return OK;
 }
 
-static enum code decode_replace(const struct decoder *d, struct pattern_scratch *ps, const char *s, size_t n, struct buffer *out) {
+static enum code decode_replace(const struct decoder *d, struct pattern_scratch *ps, const char *s, size_t n, struct buffer *out)
+{
     size_t from = 0, start, end;
     for (int found = 1; from < n;) {
         TRY(pattern_find(d->pattern, ps, s, n, from, &found, &start, &end));
@@ -135,7 +143,8 @@ static enum code decode_replace(const struct decoder *d, struct pattern_scratch 
     return buffer_add(out, s + from, n - from);
 }
 
-static enum code decode_strip(const struct decoder *d, const char *s, size_t n, struct buffer *out) {
+static enum code decode_strip(const struct decoder *d, const char *s, size_t n, struct buffer *out)
+{
     for (int k = 0; k < d->a && n >= d->text_n && memcmp(s, d->text, d->text_n) == 0; k++)
         s += d->text_n, n -= d->text_n;
     for (int k = 0; k < d->b && n >= d->text_n && memcmp(s + n - d->text_n, d->text, d->text_n) == 0; k++)
@@ -143,7 +152,8 @@ static enum code decode_strip(const struct decoder *d, const char *s, size_t n, 
     return buffer_add(out, s, n);
 }
 
-static enum code decode_metaspace(const struct decoder *d, int first, const char *s, size_t n, struct buffer *out) {
+static enum code decode_metaspace(const struct decoder *d, int first, const char *s, size_t n, struct buffer *out)
+{
     for (size_t i = 0; i < n;) {
         if (n - i >= d->text_n && memcmp(s + i, d->text, d->text_n) == 0) {
             if (!(first && d->a))
@@ -156,7 +166,8 @@ static enum code decode_metaspace(const struct decoder *d, int first, const char
     return OK;
 }
 
-static enum code decode_step(const struct decoder *d, struct pattern_scratch *ps, const struct pieces *in, struct pieces *out) {
+static enum code decode_step(const struct decoder *d, struct pattern_scratch *ps, const struct pieces *in, struct pieces *out)
+{
     out->text.n = 0;
     out->ends.n = 0;
     size_t from = 0;
@@ -182,7 +193,8 @@ static enum code decode_step(const struct decoder *d, struct pattern_scratch *ps
     return d->kind == DECODE_FUSE && in->ends.n > 0 ? piece_end(out) : OK;
 }
 
-static const struct added_token *added_by_id(const struct tokenizer *t, int32_t id) {
+static const struct added_token *added_by_id(const struct tokenizer *t, int32_t id)
+{
     for (int i = 0; i < t->added.n; i++)
         if (t->added.v[i].id == id)
             return &t->added.v[i];
@@ -190,7 +202,8 @@ static const struct added_token *added_by_id(const struct tokenizer *t, int32_t 
 }
 
 /* Special tokens are left out. Without a decoder the tokens are joined by spaces, as the reference implementation does. */
-static enum code token_pieces(const struct tokenizer *t, const int32_t *ids, int64_t n, struct pieces *out) {
+static enum code token_pieces(const struct tokenizer *t, const int32_t *ids, int64_t n, struct pieces *out)
+{
     for (int64_t i = 0; i < n; i++) {
         size_t length = 0;
         const char *s = NULL;
@@ -211,7 +224,8 @@ static enum code token_pieces(const struct tokenizer *t, const int32_t *ids, int
     return OK;
 }
 
-static enum code decode_bytes(const int32_t *ids, int64_t n, struct buffer *out) {
+static enum code decode_bytes(const int32_t *ids, int64_t n, struct buffer *out)
+{
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] > 255)
             return fail(ERR_INPUT, "the byte tokenizer has no token with the id %d", ids[i]);
@@ -220,7 +234,8 @@ static enum code decode_bytes(const int32_t *ids, int64_t n, struct buffer *out)
     return OK;
 }
 
-enum code tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n_ids, char **text, size_t *n) {
+enum code tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n_ids, char **text, size_t *n)
+{
     struct pieces p[2] = {0};
     struct pattern_scratch *ps = NULL;
     int k = 0;

@@ -5,14 +5,16 @@
 #include <utf8proc.h>
 #include "tokenizer.h"
 
-static int all_below(const char *text, size_t n, unsigned char lead) {
+static int all_below(const char *text, size_t n, unsigned char lead)
+{
     unsigned char top = 0;
     for (size_t i = 0; i < n; i++)
         top = (unsigned char)text[i] > top ? (unsigned char)text[i] : top;
     return top < lead;
 }
 
-static enum code unicode_form(enum unicode_form form, const char *text, size_t n, struct buffer *out) {
+static enum code unicode_form(enum unicode_form form, const char *text, size_t n, struct buffer *out)
+{
     if (all_below(text, n, form == FORM_NFC ? 0xCC : 0x80)) /* 0xCC leads U+0300 */
         return buffer_add(out, text, n);
     int options = UTF8PROC_STABLE | (form == FORM_NFC || form == FORM_NFKC ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
@@ -26,7 +28,8 @@ static enum code unicode_form(enum unicode_form form, const char *text, size_t n
     return c;
 }
 
-static enum code replace_all(struct encoder *e, const struct step *s, const char *text, size_t n, struct buffer *out) {
+static enum code replace_all(struct encoder *e, const struct step *s, const char *text, size_t n, struct buffer *out)
+{
     size_t from = 0, start, end;
     for (size_t at = 0; at <= n;) {
         int found;
@@ -41,7 +44,8 @@ static enum code replace_all(struct encoder *e, const struct step *s, const char
     return buffer_add(out, text + from, n - from);
 }
 
-static enum code strip_spaces(const struct step *s, const char *text, size_t n, struct buffer *out) {
+static enum code strip_spaces(const struct step *s, const char *text, size_t n, struct buffer *out)
+{
     size_t from = 0, length;
     while (s->a && from < n && char_is_space(utf8_read(text + from, &length)))
         from += length;
@@ -54,7 +58,8 @@ static enum code strip_spaces(const struct step *s, const char *text, size_t n, 
     return buffer_add(out, text + from, n - from);
 }
 
-static enum code normalize_step(struct encoder *e, const struct step *s, const char *text, size_t n, struct buffer *out) {
+static enum code normalize_step(struct encoder *e, const struct step *s, const char *text, size_t n, struct buffer *out)
+{
     out->n = 0;
     switch (s->kind) {
     case STEP_PREPEND:
@@ -68,7 +73,8 @@ static enum code normalize_step(struct encoder *e, const struct step *s, const c
     }
 }
 
-enum code normalize_piece(struct encoder *e, const char *text, size_t n, const char **out, size_t *out_n) {
+enum code normalize_piece(struct encoder *e, const char *text, size_t n, const char **out, size_t *out_n)
+{
     const struct steps *steps = &e->t->normalizer;
     for (int i = 0; i < steps->n; i++) {
         struct buffer *b = &e->normal[i & 1]; /* the step before wrote the other one */

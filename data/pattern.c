@@ -23,7 +23,8 @@ struct pattern_scratch {
     pcre2_jit_stack *stack;
 };
 
-static enum code pattern_new(struct pattern **out, const char *s, size_t n, const char *where) {
+static enum code pattern_new(struct pattern **out, const char *s, size_t n, const char *where)
+{
     struct pattern *p = calloc(1, sizeof *p);
     *out = p;
     if (p == NULL)
@@ -40,7 +41,8 @@ static enum code pattern_new(struct pattern **out, const char *s, size_t n, cons
 
 enum code pattern_literal(struct pattern **p, const char *s, size_t n) { return pattern_new(p, s, n, ""); }
 
-static enum code pattern_compile(struct pattern *p, const struct buffer *text) {
+static enum code pattern_compile(struct pattern *p, const struct buffer *text)
+{
     pcre2_compile_context *context = pcre2_compile_context_create(NULL);
     if (context == NULL)
         return fail(ERR_MEMORY, "no memory for a pattern");
@@ -59,7 +61,8 @@ static enum code pattern_compile(struct pattern *p, const struct buffer *text) {
     return OK;
 }
 
-enum code pattern_regex(struct pattern **p, const char *s, size_t n, const char *where) {
+enum code pattern_regex(struct pattern **p, const char *s, size_t n, const char *where)
+{
     *p = NULL;
     if (n > PATTERN_MAX)
         return fail(ERR_UNSUPPORTED, "%s: a pattern of %zu bytes is longer than %d", where, n, PATTERN_MAX);
@@ -74,7 +77,8 @@ enum code pattern_regex(struct pattern **p, const char *s, size_t n, const char 
     return c;
 }
 
-void pattern_free(struct pattern *p) {
+void pattern_free(struct pattern *p)
+{
     if (p == NULL)
         return;
     pcre2_code_free(p->code);
@@ -83,7 +87,8 @@ void pattern_free(struct pattern *p) {
     free(p);
 }
 
-enum code pattern_scratch_new(struct pattern_scratch **out) {
+enum code pattern_scratch_new(struct pattern_scratch **out)
+{
     struct pattern_scratch *s = calloc(1, sizeof *s);
     *out = s;
     if (s != NULL) {
@@ -101,7 +106,8 @@ enum code pattern_scratch_new(struct pattern_scratch **out) {
     return OK;
 }
 
-void pattern_scratch_free(struct pattern_scratch *s) {
+void pattern_scratch_free(struct pattern_scratch *s)
+{
     if (s == NULL)
         return;
     pcre2_match_data_free(s->match);
@@ -112,7 +118,8 @@ void pattern_scratch_free(struct pattern_scratch *s) {
 }
 
 enum code pattern_find(const struct pattern *p, struct pattern_scratch *s, const char *text, size_t n, size_t from, int *found,
-                       size_t *start, size_t *end) {
+                       size_t *start, size_t *end)
+{
     *found = 0;
     if (p->code == NULL) {
         const char *hit = p->n > 0 && p->n <= n - from ? memmem(text + from, n - from, p->literal, p->n) : NULL;

@@ -23,13 +23,15 @@ struct reader {
 
 static enum code put(struct reader *r, const char *s) { return buffer_add(r->out, s, strlen(s)); }
 
-static enum code refuse(const struct reader *r, const char *what) {
+static enum code refuse(const struct reader *r, const char *what)
+{
     return fail(ERR_UNSUPPORTED, "%s: the pattern \"%.*s\" uses %s, which is not supported", r->where, r->n > 200 ? 200 : (int)r->n,
                 r->s, what);
 }
 
 /* At a backslash. */
-static enum code translate_escape(struct reader *r, int in_class) {
+static enum code translate_escape(struct reader *r, int in_class)
+{
     char c = r->i + 1 < r->n ? r->s[r->i + 1] : 0;
     const char *set = c == 's' || c == 'S' ? SPACE : c == 'w' || c == 'W' ? WORD : c == 'h' || c == 'H' ? HEX : NULL;
     if (c == 0)
@@ -72,7 +74,8 @@ static enum code translate_escape(struct reader *r, int in_class) {
     return OK;
 }
 
-static enum code translate_posix(struct reader *r) {
+static enum code translate_posix(struct reader *r)
+{
     const char *end = memmem(r->s + r->i + 2, r->n - r->i - 2, ":]", 2);
     if (end == NULL)
         return refuse(r, "an unclosed [:");
@@ -83,7 +86,8 @@ static enum code translate_posix(struct reader *r) {
 }
 
 /* What stands in a class, up to its ']'. A '-' at either end of a nested class is itself, not a range with its new neighbours. */
-static enum code translate_members(struct reader *r, int depth) {
+static enum code translate_members(struct reader *r, int depth)
+{
     size_t first = r->i;
     while (r->i < r->n && (r->s[r->i] != ']' || r->i == first)) {
         char c = r->s[r->i], next = r->i + 1 < r->n ? r->s[r->i + 1] : 0;
@@ -110,7 +114,8 @@ static enum code translate_members(struct reader *r, int depth) {
 }
 
 /* At '['; leaves i after the closing ']'. */
-static enum code translate_class(struct reader *r) {
+static enum code translate_class(struct reader *r)
+{
     size_t first = r->i + 1;
     if (first < r->n && r->s[first] == '^')
         first++;
@@ -122,7 +127,8 @@ static enum code translate_class(struct reader *r) {
 }
 
 /* At '{': a quantifier or a literal brace. */
-static enum code translate_brace(struct reader *r) {
+static enum code translate_brace(struct reader *r)
+{
     size_t k = r->i + 1;
     while (k < r->n && (isdigit((unsigned char)r->s[k]) || r->s[k] == ','))
         k++;
@@ -143,7 +149,8 @@ static enum code translate_brace(struct reader *r) {
     return OK;
 }
 
-static enum code translate_open(struct reader *r) {
+static enum code translate_open(struct reader *r)
+{
     const char *p = r->s + r->i;
     size_t left = r->n - r->i;
     if (left > 1 && p[1] == '*')
@@ -159,7 +166,8 @@ static enum code translate_open(struct reader *r) {
     return put(r, "(");
 }
 
-enum code pattern_translate(const char *s, size_t n, const char *where, struct buffer *out) {
+enum code pattern_translate(const char *s, size_t n, const char *where, struct buffer *out)
+{
     struct reader r = {.s = s, .n = n, .out = out, .where = where};
     while (r.i < r.n) {
         size_t before = out->n;

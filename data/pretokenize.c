@@ -19,11 +19,13 @@ struct cutter {
 
 static enum code run_step(struct encoder *e, int step, const char *text, size_t n, int head);
 
-static enum code send(struct cutter *c, size_t from, size_t to) {
+static enum code send(struct cutter *c, size_t from, size_t to)
+{
     return from == to ? OK : run_step(c->e, c->step + 1, c->text + from, to - from, c->head && from == 0);
 }
 
-static enum code flush(struct cutter *c) {
+static enum code flush(struct cutter *c)
+{
     if (!c->held)
         return OK;
     c->held = 0;
@@ -31,7 +33,8 @@ static enum code flush(struct cutter *c) {
 }
 
 /* Pieces arrive in order, without gaps. One is held back where the next may join it. */
-static enum code cut(struct cutter *c, size_t from, size_t to, int match) {
+static enum code cut(struct cutter *c, size_t from, size_t to, int match)
+{
     int join = 0;
     switch (c->behavior) {
     case SPLIT_REMOVED: return match ? OK : send(c, from, to);
@@ -50,7 +53,8 @@ static enum code cut(struct cutter *c, size_t from, size_t to, int match) {
     return OK;
 }
 
-static enum code cut_by_pattern(struct cutter *c, const struct step *s) {
+static enum code cut_by_pattern(struct cutter *c, const struct step *s)
+{
     size_t taken = 0, start, end;
     for (size_t at = 0; at <= c->n;) {
         int found;
@@ -69,12 +73,14 @@ static enum code cut_by_pattern(struct cutter *c, const struct step *s) {
     return flush(c);
 }
 
-static int in_class(enum char_class k, uint32_t ch) {
+static int in_class(enum char_class k, uint32_t ch)
+{
     return k == CLASS_SPACE ? char_is_space(ch) : k == CLASS_NUMERIC ? char_is_numeric(ch) : char_is_punctuation(ch);
 }
 
 /* Each character of the class is a match of its own; what lies between is one piece. */
-static enum code cut_by_class(struct cutter *c, const struct step *s) {
+static enum code cut_by_class(struct cutter *c, const struct step *s)
+{
     size_t taken = 0, length;
     for (size_t i = 0; i < c->n; i += length) {
         if (!in_class(s->class, utf8_read(c->text + i, &length)))
@@ -90,7 +96,8 @@ static enum code cut_by_class(struct cutter *c, const struct step *s) {
 }
 
 /* Spaces become the replacement; one is put in front if the scheme says so; then the text is cut before each. */
-static enum code run_metaspace(struct encoder *e, int step, const struct step *s, const char *text, size_t n, int head) {
+static enum code run_metaspace(struct encoder *e, int step, const struct step *s, const char *text, size_t n, int head)
+{
     struct buffer *b = &e->scratch[step];
     b->n = 0;
     int has = text[0] == ' ' || (n >= s->text_n && memcmp(text, s->text, s->text_n) == 0);
@@ -111,7 +118,8 @@ static enum code run_metaspace(struct encoder *e, int step, const struct step *s
     return cut_by_pattern(&c, &at);
 }
 
-static enum code run_prefix_space(struct encoder *e, int step, const char *text, size_t n, int head) {
+static enum code run_prefix_space(struct encoder *e, int step, const char *text, size_t n, int head)
+{
     if (text[0] == ' ')
         return run_step(e, step + 1, text, n, head);
     struct buffer *b = &e->scratch[step];
@@ -121,14 +129,16 @@ static enum code run_prefix_space(struct encoder *e, int step, const char *text,
     return run_step(e, step + 1, b->p, b->n, head);
 }
 
-static enum code run_byte_map(struct encoder *e, int step, const char *text, size_t n, int head) {
+static enum code run_byte_map(struct encoder *e, int step, const char *text, size_t n, int head)
+{
     struct buffer *b = &e->scratch[step];
     b->n = 0;
     TRY(byte_chars_add(b, text, n));
     return run_step(e, step + 1, b->p, b->n, head);
 }
 
-static enum code run_step(struct encoder *e, int step, const char *text, size_t n, int head) {
+static enum code run_step(struct encoder *e, int step, const char *text, size_t n, int head)
+{
     if (n == 0)
         return OK;
     if (step == e->t->pretokenizer.n)

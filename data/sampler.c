@@ -8,7 +8,8 @@
 #include <stdlib.h>
 #include "data.h"
 
-enum code batch_alloc(struct batch *b, int64_t B, int64_t T) {
+enum code batch_alloc(struct batch *b, int64_t B, int64_t T)
+{
     int64_t n = 0, bytes = 0;
     CHECK(B > 0 && T > 0);
     *b = (struct batch){.B = B, .T = T};
@@ -23,17 +24,20 @@ enum code batch_alloc(struct batch *b, int64_t B, int64_t T) {
     return OK;
 }
 
-void batch_free(struct batch *b) {
+void batch_free(struct batch *b)
+{
     free(b->ids);
     *b = (struct batch){0};
 }
 
-static int64_t file_windows(const struct sampler *s, int f) {
+static int64_t file_windows(const struct sampler *s, int f)
+{
     int64_t n = tokens_count(s->files[f]);
     return n > 0 ? (n - 1) / s->T : 0;
 }
 
-enum code sampler_init(struct sampler *s) {
+enum code sampler_init(struct sampler *s)
+{
     CHECK(s->T > 0 && s->n_files >= 0);
     int64_t tokens = 0;
     s->windows = 0;
@@ -47,14 +51,16 @@ enum code sampler_init(struct sampler *s) {
     return OK;
 }
 
-int64_t sampler_window(const struct sampler *s, int64_t sample) {
+int64_t sampler_window(const struct sampler *s, int64_t sample)
+{
     CHECK(sample >= 0 && s->windows > 0);
     int64_t w = sample % s->windows;
     return s->shuffle ? random_permute(s->seed, (uint64_t)(sample / s->windows), s->windows, w) : w;
 }
 
 /* Where sample i starts: its file, and the first token in it. */
-static const struct tokens *sample_start(const struct sampler *s, int64_t sample, int64_t *from) {
+static const struct tokens *sample_start(const struct sampler *s, int64_t sample, int64_t *from)
+{
     int64_t w = sampler_window(s, sample);
     for (int f = 0; f < s->n_files; f++) {
         int64_t here = file_windows(s, f);
@@ -70,7 +76,8 @@ static const struct tokens *sample_start(const struct sampler *s, int64_t sample
 
 /* One row of T; the T + 1 tokens are read as ids[0..T) and targets[0..T) = the same shifted by one. */
 static int64_t fill_row(const struct sampler *s, int64_t sample, int64_t T, int32_t *ids, int32_t *targets, int32_t *positions,
-                        int32_t *segments) {
+                        int32_t *segments)
+{
     int64_t from, valid = 0;
     const struct tokens *file = sample_start(s, sample, &from);
     tokens_get(file, from, T, ids);
@@ -96,7 +103,8 @@ static int64_t fill_row(const struct sampler *s, int64_t sample, int64_t T, int3
     return valid;
 }
 
-int64_t sampler_fill(const struct sampler *s, int64_t first, struct batch *b) {
+int64_t sampler_fill(const struct sampler *s, int64_t first, struct batch *b)
+{
     CHECK(b->T == s->T);
     int64_t valid = 0;
     for (int64_t row = 0; row < b->B; row++) {
@@ -108,7 +116,8 @@ int64_t sampler_fill(const struct sampler *s, int64_t first, struct batch *b) {
 
 /* ---- counting, without filling ---- */
 
-static int64_t count_window(const struct sampler *s, const struct tokens *file, int64_t from) {
+static int64_t count_window(const struct sampler *s, const struct tokens *file, int64_t from)
+{
     enum { BLOCK = 1024 };
     int32_t ids[BLOCK], eos = s->pack ? s->eos : -1;
     uint8_t mask[BLOCK];
@@ -128,7 +137,8 @@ static int64_t count_window(const struct sampler *s, const struct tokens *file, 
     return valid;
 }
 
-static int64_t count_epoch(const struct sampler *s) {
+static int64_t count_epoch(const struct sampler *s)
+{
     int64_t valid = 0;
     for (int f = 0; f < s->n_files; f++)
         for (int64_t w = 0; w < file_windows(s, f); w++)
@@ -136,7 +146,8 @@ static int64_t count_epoch(const struct sampler *s) {
     return valid;
 }
 
-int64_t sampler_count(const struct sampler *s, int64_t first, int64_t n) {
+int64_t sampler_count(const struct sampler *s, int64_t first, int64_t n)
+{
     int every = !s->pack || s->eos < 0; /* every target is valid unless a mask says otherwise */
     CHECK(first >= 0 && n >= 0);
     for (int f = 0; f < s->n_files; f++)

@@ -9,7 +9,8 @@ enum { DEPTH_MAX = 8 };
 /* GPT-2's own split, which ByteLevel applies when use_regex is true. */
 static const char gpt2_pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
 
-static enum code step_new(struct steps *s, enum step_kind kind, const char *where, struct step **out) {
+static enum code step_new(struct steps *s, enum step_kind kind, const char *where, struct step **out)
+{
     if (s->n == STEPS_MAX)
         return fail(ERR_UNSUPPORTED, "%s: more than %d steps", where, STEPS_MAX);
     *out = &s->v[s->n++];
@@ -17,7 +18,8 @@ static enum code step_new(struct steps *s, enum step_kind kind, const char *wher
     return OK;
 }
 
-static enum code step_text(struct step *s, const char *text, size_t n) {
+static enum code step_text(struct step *s, const char *text, size_t n)
+{
     s->text = malloc(n + 1);
     if (s->text == NULL)
         return fail(ERR_MEMORY, "no memory for %zu bytes of a tokenizer", n);
@@ -27,7 +29,8 @@ static enum code step_text(struct step *s, const char *text, size_t n) {
     return OK;
 }
 
-enum code step_pattern_read(struct pattern **p, const json_t *node, const char *where) {
+enum code step_pattern_read(struct pattern **p, const json_t *node, const char *where)
+{
     const json_t *literal = json_object_get(node, "String"), *regex = json_object_get(node, "Regex");
     if (json_is_string(node))
         literal = node;
@@ -38,7 +41,8 @@ enum code step_pattern_read(struct pattern **p, const json_t *node, const char *
     return fail(ERR_INPUT, "%s: expected \"pattern\": {\"String\" or \"Regex\": text}", where);
 }
 
-static enum code component_type(const json_t *node, const char *where, const char **type) {
+static enum code component_type(const json_t *node, const char *where, const char **type)
+{
     if (!json_is_object(node))
         return fail(ERR_INPUT, "%s: expected an object with a \"type\"", where);
     return json_need_str(node, where, "type", type);
@@ -46,7 +50,8 @@ static enum code component_type(const json_t *node, const char *where, const cha
 
 /* A Sequence calls `read` for each element of its list. */
 static enum code read_list(struct steps *s, const json_t *node, const char *key, const char *where, int depth,
-                           enum code (*read)(struct steps *, const json_t *, const char *, int)) {
+                           enum code (*read)(struct steps *, const json_t *, const char *, int))
+{
     const json_t *list = json_object_get(node, key);
     if (!json_is_array(list))
         return fail(ERR_INPUT, "%s: a Sequence needs the array \"%s\"", where, key);
@@ -59,7 +64,8 @@ static enum code read_list(struct steps *s, const json_t *node, const char *key,
 
 /* ---- normalizers ---- */
 
-static enum code read_normalizer(struct steps *s, const json_t *node, const char *where, int depth) {
+static enum code read_normalizer(struct steps *s, const json_t *node, const char *where, int depth)
+{
     static const char *const forms[] = {"NFC", "NFD", "NFKC", "NFKD"};
     const char *type = NULL, *text = NULL;
     struct step *step = NULL;
@@ -96,7 +102,8 @@ static enum code read_normalizer(struct steps *s, const json_t *node, const char
 /* ---- pre-tokenizers ---- */
 
 /* "behavior", in the order of enum split_behavior; absent: `otherwise`, or an error when that is NULL. */
-static enum code read_behavior(const json_t *node, const char *where, const char *otherwise, enum split_behavior *behavior) {
+static enum code read_behavior(const json_t *node, const char *where, const char *otherwise, enum split_behavior *behavior)
+{
     static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const char *name = otherwise;
     if (otherwise == NULL)
@@ -109,7 +116,8 @@ static enum code read_behavior(const json_t *node, const char *where, const char
     return fail(ERR_UNSUPPORTED, "%s: split behavior %s is not supported", where, name);
 }
 
-static enum code read_split(struct steps *s, const json_t *node, const char *where) {
+static enum code read_split(struct steps *s, const json_t *node, const char *where)
+{
     enum split_behavior behavior;
     struct step *step = NULL;
     TRY(read_behavior(node, where, NULL, &behavior));
@@ -119,7 +127,8 @@ static enum code read_split(struct steps *s, const json_t *node, const char *whe
     return step_pattern_read(&step->pattern, json_object_get(node, "pattern"), where);
 }
 
-static enum code split_by_class(struct steps *s, const char *where, enum char_class class, enum split_behavior behavior) {
+static enum code split_by_class(struct steps *s, const char *where, enum char_class class, enum split_behavior behavior)
+{
     struct step *step = NULL;
     TRY(step_new(s, STEP_SPLIT, where, &step));
     step->class = class;
@@ -127,7 +136,8 @@ static enum code split_by_class(struct steps *s, const char *where, enum char_cl
     return OK;
 }
 
-static enum code split_by_regex(struct steps *s, const char *where, const char *regex, enum split_behavior behavior, int invert) {
+static enum code split_by_regex(struct steps *s, const char *where, const char *regex, enum split_behavior behavior, int invert)
+{
     struct step *step = NULL;
     TRY(step_new(s, STEP_SPLIT, where, &step));
     step->a = (int)behavior;
@@ -135,7 +145,8 @@ static enum code split_by_regex(struct steps *s, const char *where, const char *
     return pattern_regex(&step->pattern, regex, strlen(regex), where);
 }
 
-static enum code read_byte_level(struct steps *s, const json_t *node, const char *where) {
+static enum code read_byte_level(struct steps *s, const json_t *node, const char *where)
+{
     int prefix = 1, regex = 1;
     struct step *step = NULL;
     TRY(json_want_bool(node, where, "add_prefix_space", &prefix));
@@ -148,7 +159,8 @@ static enum code read_byte_level(struct steps *s, const json_t *node, const char
 }
 
 /* prepend_scheme came after add_prefix_space and wins over it. */
-static enum code read_metaspace(struct steps *s, const json_t *node, const char *where) {
+static enum code read_metaspace(struct steps *s, const json_t *node, const char *where)
+{
     const char *replacement = "\xE2\x96\x81", *scheme = NULL;
     int prefix = 1, split = 1;
     struct step *step = NULL;
@@ -169,7 +181,8 @@ static enum code read_metaspace(struct steps *s, const json_t *node, const char 
     return pattern_literal(&step->pattern, replacement, strlen(replacement));
 }
 
-static enum code read_pretokenizer(struct steps *s, const json_t *node, const char *where, int depth) {
+static enum code read_pretokenizer(struct steps *s, const json_t *node, const char *where, int depth)
+{
     const char *type = NULL;
     TRY(component_type(node, where, &type));
     if (strcmp(type, "Sequence") == 0)
@@ -200,21 +213,25 @@ static enum code read_pretokenizer(struct steps *s, const json_t *node, const ch
 /* ---- doors ---- */
 
 static enum code read_optional(struct steps *s, const json_t *node, const char *where, const char *key,
-                               enum code (*read)(struct steps *, const json_t *, const char *, int)) {
+                               enum code (*read)(struct steps *, const json_t *, const char *, int))
+{
     char here[512];
     snprintf(here, sizeof here, "%.400s: %s", where, key);
     return node == NULL || json_is_null(node) ? OK : read(s, node, here, 0);
 }
 
-enum code steps_read_normalizer(struct steps *s, const json_t *node, const char *where) {
+enum code steps_read_normalizer(struct steps *s, const json_t *node, const char *where)
+{
     return read_optional(s, node, where, "normalizer", read_normalizer);
 }
 
-enum code steps_read_pretokenizer(struct steps *s, const json_t *node, const char *where) {
+enum code steps_read_pretokenizer(struct steps *s, const json_t *node, const char *where)
+{
     return read_optional(s, node, where, "pre_tokenizer", read_pretokenizer);
 }
 
-void steps_free(struct steps *s) {
+void steps_free(struct steps *s)
+{
     for (int i = 0; i < s->n; i++) {
         pattern_free(s->v[i].pattern);
         free(s->v[i].text);

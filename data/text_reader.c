@@ -24,7 +24,8 @@ struct text_reader {
     json_t *object;
 };
 
-enum code text_reader_open(struct text_reader **out, const char *path, int jsonl, const char *field) {
+enum code text_reader_open(struct text_reader **out, const char *path, int jsonl, const char *field)
+{
     struct text_reader *r = calloc(1, sizeof *r);
     *out = r;
     if (r == NULL)
@@ -42,7 +43,8 @@ enum code text_reader_open(struct text_reader **out, const char *path, int jsonl
     return OK;
 }
 
-void text_reader_close(struct text_reader *r) {
+void text_reader_close(struct text_reader *r)
+{
     if (r == NULL)
         return;
     if (r->file != NULL)
@@ -59,7 +61,8 @@ int64_t text_reader_position(struct text_reader *r) { return (int64_t)gzoffset(r
 int64_t text_reader_line(const struct text_reader *r) { return r->line; }
 
 /* gzread reports a stream that stops in the middle only through gzerror. */
-static enum code fill_chunk(struct text_reader *r) {
+static enum code fill_chunk(struct text_reader *r)
+{
     int got = gzread(r->file, r->chunk, CHUNK), error = Z_OK;
     const char *message = gzerror(r->file, &error);
     if (error == Z_ERRNO)
@@ -73,7 +76,8 @@ static enum code fill_chunk(struct text_reader *r) {
 }
 
 /* Appends one line with its newline to the document; *n 0 at the end of the file. */
-static enum code read_line(struct text_reader *r, size_t *n) {
+static enum code read_line(struct text_reader *r, size_t *n)
+{
     size_t before = r->document.n;
     for (int done = 0; !done;) {
         if (r->at == r->n && !r->ended)
@@ -94,13 +98,15 @@ static enum code read_line(struct text_reader *r, size_t *n) {
     return OK;
 }
 
-static int is_marker(const char *line, size_t n) {
+static int is_marker(const char *line, size_t n)
+{
     while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r'))
         n--;
     return n == sizeof marker - 1 && memcmp(line, marker, n) == 0;
 }
 
-static enum code next_text(struct text_reader *r, const char **text, size_t *n) {
+static enum code next_text(struct text_reader *r, const char **text, size_t *n)
+{
     for (size_t length;;) {
         r->document.n = 0;
         int marked = 0;
@@ -119,13 +125,15 @@ static enum code next_text(struct text_reader *r, const char **text, size_t *n) 
 }
 
 /* The document has no NUL after it. */
-static int is_blank(const char *line, size_t n) {
+static int is_blank(const char *line, size_t n)
+{
     while (n > 0 && (line[n - 1] == ' ' || line[n - 1] == '\t' || line[n - 1] == '\r' || line[n - 1] == '\n'))
         n--;
     return n == 0;
 }
 
-static enum code next_json(struct text_reader *r, const char **text, size_t *n) {
+static enum code next_json(struct text_reader *r, const char **text, size_t *n)
+{
     *text = NULL;
     *n = 0;
     for (size_t length; *n == 0;) {
@@ -150,6 +158,7 @@ static enum code next_json(struct text_reader *r, const char **text, size_t *n) 
     return OK;
 }
 
-enum code text_reader_next(struct text_reader *r, const char **text, size_t *n) {
+enum code text_reader_next(struct text_reader *r, const char **text, size_t *n)
+{
     return r->jsonl ? next_json(r, text, n) : next_text(r, text, n);
 }

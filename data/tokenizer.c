@@ -7,13 +7,15 @@ enum { FILE_LIMIT = 256 << 20, CACHE_FROM = 4096 /* bytes of text from which the
 
 /* ---- encoding ---- */
 
-enum code encoder_open(struct encoder *e, const struct tokenizer *t) {
+enum code encoder_open(struct encoder *e, const struct tokenizer *t)
+{
     memset(e, 0, sizeof *e);
     e->t = t;
     return t->bytes ? OK : pattern_scratch_new(&e->patterns);
 }
 
-void encoder_close(struct encoder *e) {
+void encoder_close(struct encoder *e)
+{
     pattern_scratch_free(e->patterns);
     bpe_scratch_free(&e->bpe);
     for (int i = 0; i < STEPS_MAX; i++)
@@ -24,7 +26,8 @@ void encoder_close(struct encoder *e) {
 }
 
 /* Text between raw added tokens: normalised, then cut at the added tokens that live in normalised text. */
-static enum code encode_plain(struct encoder *e, const char *raw, size_t raw_n, int head) {
+static enum code encode_plain(struct encoder *e, const char *raw, size_t raw_n, int head)
+{
     const struct added_tokens *added = &e->t->added;
     const char *text;
     size_t n, taken = 0, at = 0, start, end;
@@ -38,7 +41,8 @@ static enum code encode_plain(struct encoder *e, const char *raw, size_t raw_n, 
     return taken < n ? pretokenize_piece(e, text + taken, n - taken, head && taken == 0) : OK;
 }
 
-static enum code encode_text(struct encoder *e, const char *text, size_t n) {
+static enum code encode_text(struct encoder *e, const char *text, size_t n)
+{
     const struct added_tokens *added = &e->t->added;
     size_t taken = 0, at = 0, start, end;
     for (int i; (i = added_find(added, 0, !e->specials, text, n, &at, taken, &start, &end)) >= 0;) {
@@ -50,13 +54,15 @@ static enum code encode_text(struct encoder *e, const char *text, size_t n) {
     return taken < n ? encode_plain(e, text + taken, n - taken, taken == 0) : OK;
 }
 
-static enum code encode_bytes(const char *text, size_t n, struct id_list *out) {
+static enum code encode_bytes(const char *text, size_t n, struct id_list *out)
+{
     for (size_t i = 0; i < n; i++)
         TRY(id_list_add(out, (unsigned char)text[i]));
     return OK;
 }
 
-enum code encoder_add(struct encoder *e, const char *text, size_t n, int specials, struct id_list *out) {
+enum code encoder_add(struct encoder *e, const char *text, size_t n, int specials, struct id_list *out)
+{
     const struct tokenizer *t = e->t;
     if (t->bytes)
         return encode_bytes(text, n, out);
@@ -73,7 +79,8 @@ enum code encoder_add(struct encoder *e, const char *text, size_t n, int special
     return specials ? id_list_add_all(out, t->after.p, t->after.n) : OK;
 }
 
-enum code tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int specials, int32_t **ids, int64_t *n_ids) {
+enum code tokenizer_encode(const struct tokenizer *t, const char *text, size_t n, int specials, int32_t **ids, int64_t *n_ids)
+{
     struct encoder e;
     struct id_list out = {0};
     enum code c = encoder_open(&e, t);
@@ -91,7 +98,8 @@ enum code tokenizer_encode(const struct tokenizer *t, const char *text, size_t n
 
 /* ---- opening ---- */
 
-static struct tokenizer *tokenizer_new(void) {
+static struct tokenizer *tokenizer_new(void)
+{
     struct tokenizer *t = calloc(1, sizeof *t);
     if (t != NULL) {
         t->bos = t->eos = t->bpe.unk = -1;
@@ -100,7 +108,8 @@ static struct tokenizer *tokenizer_new(void) {
     return t;
 }
 
-enum code tokenizer_parse(struct tokenizer **out, const char *bytes, size_t n, const char *where) {
+enum code tokenizer_parse(struct tokenizer **out, const char *bytes, size_t n, const char *where)
+{
     json_t *root = NULL;
     *out = NULL;
     TRY(json_parse_object(bytes, n, where, &root));
@@ -116,7 +125,8 @@ enum code tokenizer_parse(struct tokenizer **out, const char *bytes, size_t n, c
     return OK;
 }
 
-static enum code open_file(struct tokenizer **t, const char *path) {
+static enum code open_file(struct tokenizer **t, const char *path)
+{
     char *bytes;
     size_t n;
     TRY(io_read_all(path, FILE_LIMIT, &bytes, &n));
@@ -125,7 +135,8 @@ static enum code open_file(struct tokenizer **t, const char *path) {
     return c;
 }
 
-static enum code open_directory(struct tokenizer **t, const char *dir) {
+static enum code open_directory(struct tokenizer **t, const char *dir)
+{
     char *json = io_join(dir, "tokenizer.json"), *vocab = io_join(dir, "vocab.json");
     enum code c = OK;
     if (json == NULL || vocab == NULL) {
@@ -145,7 +156,8 @@ static enum code open_directory(struct tokenizer **t, const char *dir) {
     return c;
 }
 
-enum code tokenizer_open(struct tokenizer **t, const char *path) {
+enum code tokenizer_open(struct tokenizer **t, const char *path)
+{
     *t = NULL;
     enum code c = OK;
     if (strcmp(path, "bytes") == 0) {
@@ -165,7 +177,8 @@ enum code tokenizer_open(struct tokenizer **t, const char *path) {
     return c;
 }
 
-void tokenizer_close(struct tokenizer *t) {
+void tokenizer_close(struct tokenizer *t)
+{
     if (t == NULL)
         return;
     steps_free(&t->normalizer);

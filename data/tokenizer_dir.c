@@ -16,7 +16,8 @@ static const char gpt2_parts[] = "{\"pre_tokenizer\": {\"type\": \"ByteLevel\", 
                                  "\"decoder\": {\"type\": \"ByteLevel\"}}";
 
 /* Lines "a b"; a first line "#version" is a comment. Returns an array of strings. */
-static enum code read_merges(const char *path, json_t *merges) {
+static enum code read_merges(const char *path, json_t *merges)
+{
     char *text;
     size_t n;
     enum code c = io_read_all(path, FILE_LIMIT, &text, &n);
@@ -37,7 +38,8 @@ static enum code read_merges(const char *path, json_t *merges) {
 }
 
 /* {"151643": {"content": ..., "special": true, ...}} -> added_tokens */
-static void add_config_tokens(json_t *added, const json_t *config) {
+static void add_config_tokens(json_t *added, const json_t *config)
+{
     const char *key;
     json_t *value;
     json_object_foreach(json_object_get(config, "added_tokens_decoder"), key, value) {
@@ -48,14 +50,16 @@ static void add_config_tokens(json_t *added, const json_t *config) {
 }
 
 /* GPT-2's vocabulary already holds its one special token. */
-static void add_endoftext(json_t *added, const json_t *vocab) {
+static void add_endoftext(json_t *added, const json_t *vocab)
+{
     json_t *id = json_object_get(vocab, "<|endoftext|>");
     if (json_array_size(added) == 0 && id != NULL)
         json_array_append_new(added, json_pack("{s:O, s:s, s:b, s:b}", "id", id, "content", "<|endoftext|>",
                                                "special", 1, "normalized", 0));
 }
 
-static enum code read_config(const char *dir, json_t **config) {
+static enum code read_config(const char *dir, json_t **config)
+{
     char *path = io_join(dir, "tokenizer_config.json");
     *config = NULL;
     enum code c = path == NULL ? fail(ERR_MEMORY, "no memory") : io_exists(path) ? json_read_file(path, FILE_LIMIT, config) : OK;
@@ -63,7 +67,8 @@ static enum code read_config(const char *dir, json_t **config) {
     return c;
 }
 
-static enum code read_parts(const char *dir, json_t *model, json_t *added, json_t **parts) {
+static enum code read_parts(const char *dir, json_t *model, json_t *added, json_t **parts)
+{
     json_t *config = NULL, *vocab = NULL, *merges = json_array();
     char *vocab_path = io_join(dir, "vocab.json"), *merges_path = io_join(dir, "merges.txt");
     enum code c;
@@ -96,7 +101,8 @@ static enum code read_parts(const char *dir, json_t *model, json_t *added, json_
     return c;
 }
 
-static enum code hash_files(const char *dir, char hex[65]) {
+static enum code hash_files(const char *dir, char hex[65])
+{
     static const char *const names[] = {"vocab.json", "merges.txt", "vocab.bpe", "tokenizer_config.json"};
     struct sha256 *h = sha256_begin();
     enum code c = h != NULL ? OK : fail(ERR_MEMORY, "no memory for a hash");
@@ -115,7 +121,8 @@ static enum code hash_files(const char *dir, char hex[65]) {
     return c;
 }
 
-enum code tokenizer_read_directory(struct tokenizer *t, const char *dir) {
+enum code tokenizer_read_directory(struct tokenizer *t, const char *dir)
+{
     json_t *model = json_object(), *added = json_array(), *parts = NULL;
     enum code c = read_parts(dir, model, added, &parts);
     if (c == OK) {
@@ -130,7 +137,8 @@ enum code tokenizer_read_directory(struct tokenizer *t, const char *dir) {
 }
 
 /* "eos_token": text | {"content": text} | null. Absent leaves *id alone; null makes it -1. */
-static void read_name(const struct tokenizer *t, const json_t *config, const char *key, int *id) {
+static void read_name(const struct tokenizer *t, const json_t *config, const char *key, int *id)
+{
     const json_t *node = json_object_get(config, key);
     if (node == NULL)
         return;
@@ -138,7 +146,8 @@ static void read_name(const struct tokenizer *t, const json_t *config, const cha
     *id = json_is_string(text) ? tokenizer_id(t, json_string_value(text), json_string_length(text)) : -1;
 }
 
-enum code tokenizer_read_names(struct tokenizer *t, const char *dir) {
+enum code tokenizer_read_names(struct tokenizer *t, const char *dir)
+{
     json_t *config;
     TRY(read_config(dir, &config));
     read_name(t, config, "bos_token", &t->bos);

@@ -13,7 +13,8 @@ enum { ID_MAX = (1 << 24) - 1, ADDED_MAX = 100000 };
 
 /* ---- model ---- */
 
-static enum code read_vocab(struct bpe *m, const json_t *vocab, const char *where) {
+static enum code read_vocab(struct bpe *m, const json_t *vocab, const char *where)
+{
     const char *key;
     json_t *value;
     if (!json_is_object(vocab))
@@ -28,7 +29,8 @@ static enum code read_vocab(struct bpe *m, const json_t *vocab, const char *wher
 }
 
 /* "a b" or ["a", "b"]. A piece may hold a space only in the second form. */
-static enum code merge_pieces(const json_t *merge, const char **a, size_t *a_n, const char **b, size_t *b_n) {
+static enum code merge_pieces(const json_t *merge, const char **a, size_t *a_n, const char **b, size_t *b_n)
+{
     if (json_is_array(merge) && json_array_size(merge) == 2) {
         const json_t *x = json_array_get(merge, 0), *y = json_array_get(merge, 1);
         if (!json_is_string(x) || !json_is_string(y))
@@ -45,7 +47,8 @@ static enum code merge_pieces(const json_t *merge, const char **a, size_t *a_n, 
     return OK;
 }
 
-static enum code add_merge(struct bpe *m, int32_t rank, const char *a, size_t a_n, const char *b, size_t b_n, struct buffer *joined) {
+static enum code add_merge(struct bpe *m, int32_t rank, const char *a, size_t a_n, const char *b, size_t b_n, struct buffer *joined)
+{
     int32_t left = vocab_find(&m->vocab, a, a_n), right = vocab_find(&m->vocab, b, b_n);
     joined->n = 0;
     TRY(buffer_add(joined, a, a_n));
@@ -60,7 +63,8 @@ static enum code add_merge(struct bpe *m, int32_t rank, const char *a, size_t a_
     return OK;
 }
 
-static enum code read_merges(struct bpe *m, const json_t *merges, const char *where) {
+static enum code read_merges(struct bpe *m, const json_t *merges, const char *where)
+{
     if (!json_is_array(merges))
         return fail(ERR_INPUT, "%s: model.merges must be an array", where);
     TRY(bpe_merges_reserve(m, (int64_t)json_array_size(merges)));
@@ -78,7 +82,8 @@ static enum code read_merges(struct bpe *m, const json_t *merges, const char *wh
     return c;
 }
 
-enum code tokenizer_read_bpe(struct tokenizer *t, const json_t *model, const char *where) {
+enum code tokenizer_read_bpe(struct tokenizer *t, const json_t *model, const char *where)
+{
     const char *type = "BPE", *prefix = "", *suffix = "", *unk = NULL;
     double dropout = 0;
     struct bpe *m = &t->bpe;
@@ -112,7 +117,8 @@ enum code tokenizer_read_bpe(struct tokenizer *t, const json_t *model, const cha
 /* The library numbers added tokens itself: by the vocabulary, by an earlier added token, else next after both; the file's id is a claim. */
 struct added_ids { struct vocab earlier; int32_t next; };
 
-static enum code added_id(struct added_ids *ids, const struct tokenizer *t, const char *content, int32_t *id) {
+static enum code added_id(struct added_ids *ids, const struct tokenizer *t, const char *content, int32_t *id)
+{
     size_t n = strlen(content);
     *id = vocab_find(&t->bpe.vocab, content, n);
     if (*id < 0)
@@ -125,7 +131,8 @@ static enum code added_id(struct added_ids *ids, const struct tokenizer *t, cons
     return vocab_add(&ids->earlier, content, n, *id);
 }
 
-static enum code read_added_token(struct tokenizer *t, struct added_ids *ids, const json_t *node, const char *where) {
+static enum code read_added_token(struct tokenizer *t, struct added_ids *ids, const json_t *node, const char *where)
+{
     const char *content = NULL;
     int64_t id = 0;
     struct added_token a = {0};
@@ -153,7 +160,8 @@ static enum code read_added_token(struct tokenizer *t, struct added_ids *ids, co
 }
 
 /* Tokens with `normalized` are looked for in normalised text, by what the normalizer makes of them. */
-static enum code normalize_added(struct tokenizer *t) {
+static enum code normalize_added(struct tokenizer *t)
+{
     struct encoder e;
     enum code c = encoder_open(&e, t);
     for (int i = 0; c == OK && i < t->added.n; i++) {
@@ -178,7 +186,8 @@ static enum code normalize_added(struct tokenizer *t) {
     return c;
 }
 
-static enum code read_added(struct tokenizer *t, const json_t *list, const char *where) {
+static enum code read_added(struct tokenizer *t, const json_t *list, const char *where)
+{
     size_t n = json_array_size(list);
     if (list != NULL && !json_is_null(list) && !json_is_array(list))
         return fail(ERR_INPUT, "%s: added_tokens must be an array", where);
@@ -203,7 +212,8 @@ static enum code read_added(struct tokenizer *t, const json_t *list, const char 
 /* ---- post-processor ---- */
 
 /* The ids of one special token of a template, from its table. */
-static enum code template_ids(const json_t *node, const json_t *table, const char *where, struct id_list *out) {
+static enum code template_ids(const json_t *node, const json_t *table, const char *where, struct id_list *out)
+{
     const char *name = NULL;
     TRY(json_need_str(node, where, "id", &name));
     const json_t *ids = json_object_get(json_object_get(table, name), "ids");
@@ -218,7 +228,8 @@ static enum code template_ids(const json_t *node, const json_t *table, const cha
     return OK;
 }
 
-static enum code read_template(struct tokenizer *t, const json_t *node, const char *where) {
+static enum code read_template(struct tokenizer *t, const json_t *node, const char *where)
+{
     const json_t *single = json_object_get(node, "single");
     int seen = 0;
     if (!json_is_array(single))
@@ -236,14 +247,16 @@ static enum code read_template(struct tokenizer *t, const json_t *node, const ch
 }
 
 /* "cls": [string, id], "sep": [string, id] */
-static enum code read_pair(const json_t *node, const char *key, const char *where, struct id_list *out) {
+static enum code read_pair(const json_t *node, const char *key, const char *where, struct id_list *out)
+{
     const json_t *id = json_array_get(json_object_get(node, key), 1);
     if (!json_is_integer(id) || json_integer_value(id) < 0 || json_integer_value(id) > ID_MAX)
         return fail(ERR_INPUT, "%s: expected \"%s\": [text, id]", where, key);
     return id_list_add(out, (int32_t)json_integer_value(id));
 }
 
-static enum code read_post_processor(struct tokenizer *t, const json_t *node, const char *where, int depth) {
+static enum code read_post_processor(struct tokenizer *t, const json_t *node, const char *where, int depth)
+{
     const char *type = NULL;
     if (!json_is_object(node) || depth > 8)
         return fail(ERR_INPUT, "%s: expected an object with a \"type\", at most 8 deep", where);
@@ -269,14 +282,16 @@ static enum code read_post_processor(struct tokenizer *t, const json_t *node, co
 
 /* ---- all of it ---- */
 
-int32_t tokenizer_id(const struct tokenizer *t, const char *s, size_t n) {
+int32_t tokenizer_id(const struct tokenizer *t, const char *s, size_t n)
+{
     for (int i = 0; i < t->added.n; i++)
         if (strlen(t->added.v[i].written) == n && memcmp(t->added.v[i].written, s, n) == 0)
             return t->added.v[i].id;
     return vocab_find(&t->bpe.vocab, s, n);
 }
 
-static int first_of(const struct tokenizer *t, const char *const *names) {
+static int first_of(const struct tokenizer *t, const char *const *names)
+{
     for (; *names != NULL; names++)
         if (tokenizer_id(t, *names, strlen(*names)) >= 0)
             return tokenizer_id(t, *names, strlen(*names));
@@ -284,14 +299,16 @@ static int first_of(const struct tokenizer *t, const char *const *names) {
 }
 
 /* The template's outermost tokens, else the usual names. */
-static void find_ends(struct tokenizer *t) {
+static void find_ends(struct tokenizer *t)
+{
     static const char *const starts[] = {"<s>", "<|begin_of_text|>", "<bos>", "<|startoftext|>", NULL};
     static const char *const ends[] = {"</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>", NULL};
     t->bos = t->before.n > 0 ? t->before.p[0] : first_of(t, starts);
     t->eos = t->after.n > 0 ? t->after.p[t->after.n - 1] : first_of(t, ends);
 }
 
-enum code tokenizer_read_json(struct tokenizer *t, json_t *root, const char *where) {
+enum code tokenizer_read_json(struct tokenizer *t, json_t *root, const char *where)
+{
     char here[512];
     snprintf(here, sizeof here, "%.400s: post_processor", where);
     const json_t *post = json_object_get(root, "post_processor");

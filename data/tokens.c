@@ -6,19 +6,22 @@
 
 /* ---- which format ---- */
 
-static int ends_with(const char *path, size_t n, const char *end) {
+static int ends_with(const char *path, size_t n, const char *end)
+{
     size_t k = strlen(end);
     return n > k && memcmp(path + n - k, end, k) == 0;
 }
 
-static int has_sibling(const char *path, size_t stem, const char *end) {
+static int has_sibling(const char *path, size_t stem, const char *end)
+{
     char *other = NULL;
     int yes = asprintf(&other, "%.*s%s", (int)stem, path, end) >= 0 && io_exists(other);
     free(other);
     return yes;
 }
 
-static enum code read_head(const char *path, unsigned char head[8], size_t *n) {
+static enum code read_head(const char *path, unsigned char head[8], size_t *n)
+{
     struct io_map m;
     memset(head, 0, 8);
     TRY(io_map_open(path, &m));
@@ -28,7 +31,8 @@ static enum code read_head(const char *path, unsigned char head[8], size_t *n) {
     return OK;
 }
 
-static enum code refuse_tables(const char *path, const unsigned char head[8]) {
+static enum code refuse_tables(const char *path, const unsigned char head[8])
+{
     int arrow = memcmp(head, "ARROW1", 6) == 0;
     if (!arrow && memcmp(head, "PAR1", 4) != 0)
         return OK;
@@ -36,7 +40,8 @@ static enum code refuse_tables(const char *path, const unsigned char head[8]) {
                 "datasets.load_dataset(...).to_json(\"data.jsonl\")", path, arrow ? "an Arrow file" : "a Parquet file");
 }
 
-enum code data_detect_format(const char *path, enum data_format *format) {
+enum code data_detect_format(const char *path, enum data_format *format)
+{
     size_t n = strlen(path), head_n = 0;
     unsigned char head[8];
     if (ends_with(path, n, ".idx") || (!io_exists(path) && has_sibling(path, n, ".idx"))) {
@@ -65,14 +70,16 @@ enum code data_detect_format(const char *path, enum data_format *format) {
 
 /* ---- ids ---- */
 
-static int64_t id_at(const struct tokens *t, const unsigned char *p) {
+static int64_t id_at(const struct tokens *t, const unsigned char *p)
+{
     uint64_t v = read_le(p, t->width);
     int unused = 64 - 8 * t->width;
     return t->is_signed ? (int64_t)(v << unused) >> unused : (int64_t)v;
 }
 
 /* u16 and u32 in blocks whose maximum the compiler finds with vector instructions; the rest one by one. */
-static int64_t first_bad(const struct tokens *t, const unsigned char *p, int64_t n, int64_t limit) {
+static int64_t first_bad(const struct tokens *t, const unsigned char *p, int64_t n, int64_t limit)
+{
     enum { BLOCK = 4096 };
     if (t->width <= 2 && !t->is_signed && limit > UINT16_MAX)
         return -1;
@@ -104,11 +111,13 @@ static int64_t first_bad(const struct tokens *t, const unsigned char *p, int64_t
     return -1;
 }
 
-static const unsigned char *sequence_start(const struct tokens *t, int64_t i) {
+static const unsigned char *sequence_start(const struct tokens *t, int64_t i)
+{
     return t->map.p + read_le(t->pointers + 8 * i, 8);
 }
 
-static enum code refuse_id(const struct tokens *t, int64_t i, const unsigned char *p, int64_t limit) {
+static enum code refuse_id(const struct tokens *t, int64_t i, const unsigned char *p, int64_t limit)
+{
     char where[64] = "";
     if (t->memory == NULL)
         snprintf(where, sizeof where, " (byte %lld)", (long long)(p - t->map.p));
@@ -116,7 +125,8 @@ static enum code refuse_id(const struct tokens *t, int64_t i, const unsigned cha
                 (long long)id_at(t, p), (long long)limit);
 }
 
-enum code tokens_check_ids(const struct tokens *t, int64_t V) {
+enum code tokens_check_ids(const struct tokens *t, int64_t V)
+{
     int64_t limit = V > 0 ? V : (int64_t)1 << 31;
     if (t->starts == NULL) {
         int64_t bad = first_bad(t, t->ids, t->n, limit);
@@ -131,7 +141,8 @@ enum code tokens_check_ids(const struct tokens *t, int64_t V) {
     return OK;
 }
 
-static void copy_ids(const struct tokens *t, const unsigned char *p, int64_t n, int32_t *ids) {
+static void copy_ids(const struct tokens *t, const unsigned char *p, int64_t n, int32_t *ids)
+{
     if (t->width == 4) {
         memcpy(ids, p, 4 * (size_t)n);
     } else if (t->width == 2 && !t->is_signed) {
@@ -143,7 +154,8 @@ static void copy_ids(const struct tokens *t, const unsigned char *p, int64_t n, 
     }
 }
 
-void tokens_get(const struct tokens *t, int64_t from, int64_t n, int32_t *ids) {
+void tokens_get(const struct tokens *t, int64_t from, int64_t n, int32_t *ids)
+{
     CHECK(from >= 0 && n >= 0 && from <= t->n && n <= t->n - from);
     if (n == 0)
         return;
@@ -168,7 +180,8 @@ void tokens_get(const struct tokens *t, int64_t from, int64_t n, int32_t *ids) {
     }
 }
 
-void tokens_get_mask(const struct tokens *t, int64_t from, int64_t n, uint8_t *mask) {
+void tokens_get_mask(const struct tokens *t, int64_t from, int64_t n, uint8_t *mask)
+{
     CHECK(from >= 0 && n >= 0 && from <= t->n && n <= t->n - from);
     for (int64_t i = 0; i < n; i++)
         mask[i] = t->mask.p == NULL || t->mask.p[from + i] != 0;
@@ -176,7 +189,8 @@ void tokens_get_mask(const struct tokens *t, int64_t from, int64_t n, uint8_t *m
 
 /* ---- opening ---- */
 
-static enum code open_mask(struct tokens *t) {
+static enum code open_mask(struct tokens *t)
+{
     char *path = NULL;
     if (asprintf(&path, "%s.mask", t->path) < 0)
         return fail(ERR_MEMORY, "no memory for a path");
@@ -187,7 +201,8 @@ static enum code open_mask(struct tokens *t) {
     return c;
 }
 
-static enum code open_ids(struct tokens *t, const char *path, enum data_format format, const struct tokens_options *o) {
+static enum code open_ids(struct tokens *t, const char *path, enum data_format format, const struct tokens_options *o)
+{
     struct sidecar s;
     int found = 0;
     if (format != DATA_MEGATRON)
@@ -205,7 +220,8 @@ static enum code open_ids(struct tokens *t, const char *path, enum data_format f
     return tokens_check_ids(t, o->V);
 }
 
-enum code tokens_open(struct tokens **out, const char *path, const struct tokens_options *o) {
+enum code tokens_open(struct tokens **out, const char *path, const struct tokens_options *o)
+{
     enum data_format format = o->format;
     *out = NULL;
     if (format == DATA_AUTO)
@@ -223,7 +239,8 @@ enum code tokens_open(struct tokens **out, const char *path, const struct tokens
     return OK;
 }
 
-void tokens_close(struct tokens *t) {
+void tokens_close(struct tokens *t)
+{
     if (t == NULL)
         return;
     io_map_close(&t->map);
@@ -240,7 +257,8 @@ int64_t tokens_bytes(const struct tokens *t) { return t->bytes; }
 int tokens_has_mask(const struct tokens *t) { return t->mask.p != NULL; }
 
 /* Of the file as it is mapped; of .idx and .bin together for Megatron; of the text for tokenised text. Made when first asked for. */
-const char *tokens_sha256(const struct tokens *t) {
+const char *tokens_sha256(const struct tokens *t)
+{
     if (t->sha256[0] == 0) {
         char hex[2][65];
         char *dst = (char *)(uintptr_t)t->sha256; /* a cache inside, the value is fixed */

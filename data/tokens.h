@@ -49,7 +49,8 @@ int64_t text_reader_line(const struct text_reader *r);
 void text_reader_close(struct text_reader *r);
 
 /* little-endian reads at any alignment */
-static inline uint64_t read_le(const unsigned char *p, int width) {
+static inline uint64_t read_le(const unsigned char *p, int width)
+{
     uint64_t v = 0;
     for (int i = width - 1; i >= 0; i--)
         v = v << 8 | p[i];

@@ -6,7 +6,8 @@
 #include <string.h>
 #include "tokens.h"
 
-enum code llmc_read_header(struct tokens *t, const unsigned char *p, size_t n, const char *where) {
+enum code llmc_read_header(struct tokens *t, const unsigned char *p, size_t n, const char *where)
+{
     if (n < LLMC_HEADER)
         return fail(ERR_INPUT, "%s: %zu bytes, the llm.c header alone has %d", where, n, LLMC_HEADER);
     int32_t magic = (int32_t)read_le(p, 4), version = (int32_t)read_le(p + 4, 4), count = (int32_t)read_le(p + 8, 4);
@@ -28,7 +29,8 @@ enum code llmc_read_header(struct tokens *t, const unsigned char *p, size_t n, c
     return OK;
 }
 
-static enum code map_file(struct tokens *t, const char *path) {
+static enum code map_file(struct tokens *t, const char *path)
+{
     t->path = strdup(path);
     if (t->path == NULL)
         return fail(ERR_MEMORY, "no memory to open %s", path);
@@ -37,12 +39,14 @@ static enum code map_file(struct tokens *t, const char *path) {
     return io_map_open(path, &t->map);
 }
 
-enum code tokens_open_llmc(struct tokens *t, const char *path) {
+enum code tokens_open_llmc(struct tokens *t, const char *path)
+{
     TRY(map_file(t, path));
     return llmc_read_header(t, t->map.p, t->map.n, path);
 }
 
-enum code tokens_open_raw(struct tokens *t, const char *path, enum dtype dtype, int64_t V) {
+enum code tokens_open_raw(struct tokens *t, const char *path, enum dtype dtype, int64_t V)
+{
     TRY(map_file(t, path));
     if (t->map.n >= 6 && memcmp(t->map.p, "\x93NUMPY", 6) == 0)
         return fail(ERR_UNSUPPORTED, "%s: a NumPy file with a header is not supported; write the ids alone: numpy.load(f).tofile(g)", path);
@@ -63,14 +67,16 @@ enum code tokens_open_raw(struct tokens *t, const char *path, enum dtype dtype, 
 
 /* ---- sidecar ---- */
 
-static enum code copy_hash(char dst[65], const char *hash, const char *path) {
+static enum code copy_hash(char dst[65], const char *hash, const char *path)
+{
     if (hash != NULL && strlen(hash) > 64)
         return fail(ERR_INPUT, "%s: a hash longer than 64 characters", path);
     snprintf(dst, 65, "%s", hash != NULL ? hash : "");
     return OK;
 }
 
-static enum code sidecar_bind(struct sidecar *s, const json_t *root, const char *path) {
+static enum code sidecar_bind(struct sidecar *s, const json_t *root, const char *path)
+{
     const char *dtype = NULL, *tokenizer = NULL, *input = NULL;
     int64_t eos = -1;
     TRY(json_want_str(root, path, "dtype", &dtype));
@@ -88,12 +94,14 @@ static enum code sidecar_bind(struct sidecar *s, const json_t *root, const char 
     return copy_hash(s->input_sha256, input, path);
 }
 
-static char *sidecar_path(const char *token_path) {
+static char *sidecar_path(const char *token_path)
+{
     char *path = NULL;
     return asprintf(&path, "%s.json", token_path) < 0 ? NULL : path;
 }
 
-enum code sidecar_read(struct sidecar *s, const char *token_path, int *found) {
+enum code sidecar_read(struct sidecar *s, const char *token_path, int *found)
+{
     *s = (struct sidecar){.dtype = DT_NONE, .vocab = 0, .bytes = -1, .eos = -1};
     char *path = sidecar_path(token_path);
     if (path == NULL)
@@ -108,7 +116,8 @@ enum code sidecar_read(struct sidecar *s, const char *token_path, int *found) {
     return c;
 }
 
-static enum code sidecar_write(const struct sidecar *s, const char *token_path, int64_t n) {
+static enum code sidecar_write(const struct sidecar *s, const char *token_path, int64_t n)
+{
     char *path = sidecar_path(token_path);
     json_t *root = json_object();
     json_object_set_new(root, "dtype", json_string(s->dtype == DT_U16 ? "uint16" : "uint32"));
@@ -124,12 +133,14 @@ static enum code sidecar_write(const struct sidecar *s, const char *token_path, 
     return c;
 }
 
-static void write_le(unsigned char *p, uint32_t v, int width) {
+static void write_le(unsigned char *p, uint32_t v, int width)
+{
     for (int i = 0; i < width; i++)
         p[i] = (unsigned char)(v >> 8 * i);
 }
 
-enum code tokens_store(const char *path, const int32_t *ids, int64_t n, const struct sidecar *given) {
+enum code tokens_store(const char *path, const int32_t *ids, int64_t n, const struct sidecar *given)
+{
     struct sidecar s = *given;
     s.dtype = s.vocab <= 65536 ? DT_U16 : DT_I32;
     int width = s.dtype == DT_U16 ? 2 : 4;
@@ -155,7 +166,8 @@ enum code tokens_store(const char *path, const int32_t *ids, int64_t n, const st
     return c == OK ? sidecar_write(&s, path, n) : c;
 }
 
-enum code tokens_write(const char *path, const int32_t *ids, int64_t n, int64_t V, int64_t bytes, int eos, const char *tokenizer_sha256) {
+enum code tokens_write(const char *path, const int32_t *ids, int64_t n, int64_t V, int64_t bytes, int eos, const char *tokenizer_sha256)
+{
     struct sidecar s = {.vocab = V, .bytes = bytes, .eos = eos};
     TRY(copy_hash(s.tokenizer_sha256, tokenizer_sha256, path));
     return tokens_store(path, ids, n, &s);

@@ -14,7 +14,8 @@ enum { INDEX_HEADER = 34 };
 
 struct index_parts { const unsigned char *lengths, *pointers, *documents; uint64_t n, n_documents; };
 
-static enum code index_parts(struct index_parts *x, struct tokens *t, const unsigned char *p, size_t n, const char *where) {
+static enum code index_parts(struct index_parts *x, struct tokens *t, const unsigned char *p, size_t n, const char *where)
+{
     static const int widths[9] = {0, 1, 1, 2, 4, 8, 0, 0, 2};
     if (n < INDEX_HEADER)
         return fail(ERR_INPUT, "%s: %zu bytes, the header alone has %d", where, n, INDEX_HEADER);
@@ -42,7 +43,8 @@ static enum code index_parts(struct index_parts *x, struct tokens *t, const unsi
     return OK;
 }
 
-static enum code check_documents(const struct index_parts *x, const char *where) {
+static enum code check_documents(const struct index_parts *x, const char *where)
+{
     uint64_t before = 0;
     for (uint64_t i = 0; i < x->n_documents; i++) {
         uint64_t d = read_le(x->documents + 8 * i, 8);
@@ -54,7 +56,8 @@ static enum code check_documents(const struct index_parts *x, const char *where)
     return OK;
 }
 
-enum code megatron_read_index(struct tokens *t, const unsigned char *p, size_t n, const char *where, int64_t bin_bytes) {
+enum code megatron_read_index(struct tokens *t, const unsigned char *p, size_t n, const char *where, int64_t bin_bytes)
+{
     struct index_parts x = {0};
     TRY(index_parts(&x, t, p, n, where));
     TRY(check_documents(&x, where));
@@ -88,13 +91,15 @@ enum code megatron_read_index(struct tokens *t, const unsigned char *p, size_t n
     return OK;
 }
 
-static enum code open_pair(struct tokens *t, const char *index, const char *bin) {
+static enum code open_pair(struct tokens *t, const char *index, const char *bin)
+{
     TRY(io_map_open(index, &t->index));
     TRY(io_map_open(bin, &t->map));
     return megatron_read_index(t, t->index.p, t->index.n, index, (int64_t)t->map.n);
 }
 
-enum code tokens_open_megatron(struct tokens *t, const char *path) {
+enum code tokens_open_megatron(struct tokens *t, const char *path)
+{
     size_t n = strlen(path);
     int has_end = n > 4 && (strcmp(path + n - 4, ".idx") == 0 || strcmp(path + n - 4, ".bin") == 0);
     char *index = NULL;

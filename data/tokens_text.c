@@ -16,7 +16,8 @@ struct text_job {
     struct id_list ids;
 };
 
-static enum code encode_documents(struct text_job *j, struct text_reader *r, struct encoder *e, struct progress *progress) {
+static enum code encode_documents(struct text_job *j, struct text_reader *r, struct encoder *e, struct progress *progress)
+{
     const char *text;
     size_t n;
     for (;;) {
@@ -34,7 +35,8 @@ static enum code encode_documents(struct text_job *j, struct text_reader *r, str
     }
 }
 
-static enum code encode_file(struct text_job *j) {
+static enum code encode_file(struct text_job *j)
+{
     struct text_reader *r = NULL;
     struct encoder e = {0};
     struct progress progress;
@@ -56,12 +58,13 @@ static enum code encode_file(struct text_job *j) {
         progress_end(&progress);
     encoder_close(&e);
     text_reader_close(r);
-    if (c == OK && j->ids.n == 0)
+    if (c == OK && j->about.bytes == 0)
         c = fail(ERR_INPUT, "%s: holds no text", j->path);
     return c;
 }
 
-static void cache_key(const struct text_job *j, char hex[65]) {
+static void cache_key(const struct text_job *j, char hex[65])
+{
     char text[512];
     const char *field = j->o->text_field != NULL ? j->o->text_field : "text";
     char field_hash[65];
@@ -72,7 +75,8 @@ static void cache_key(const struct text_job *j, char hex[65]) {
 }
 
 /* Opens a finished cache file. *hit 0 when there is none or it is not what the key promises. */
-static void open_cached(struct tokens *t, const struct text_job *j, const char *path, int *hit) {
+static void open_cached(struct tokens *t, const struct text_job *j, const char *path, int *hit)
+{
     struct sidecar s;
     int found = 0;
     *hit = 0;
@@ -97,7 +101,8 @@ static void open_cached(struct tokens *t, const struct text_job *j, const char *
     *t = (struct tokens){0};
 }
 
-static enum code keep_in_memory(struct tokens *t, struct text_job *j) {
+static enum code keep_in_memory(struct tokens *t, struct text_job *j)
+{
     t->path = strdup(j->path);
     t->memory = j->ids.p;
     t->ids = (const unsigned char *)j->ids.p;
@@ -108,7 +113,8 @@ static enum code keep_in_memory(struct tokens *t, struct text_job *j) {
     return t->path != NULL ? OK : fail(ERR_MEMORY, "no memory to open %s", j->path);
 }
 
-static enum code open_through_cache(struct tokens *t, struct text_job *j) {
+static enum code open_through_cache(struct tokens *t, struct text_job *j)
+{
     char key[65], *path = NULL;
     int hit = 0;
     cache_key(j, key);
@@ -130,7 +136,8 @@ static enum code open_through_cache(struct tokens *t, struct text_job *j) {
     return c;
 }
 
-enum code tokens_open_text(struct tokens *t, const char *path, const struct tokens_options *o, int jsonl) {
+enum code tokens_open_text(struct tokens *t, const char *path, const struct tokens_options *o, int jsonl)
+{
     struct text_job j = {.path = path, .o = o, .jsonl = jsonl};
     if (o->tokenizer == NULL)
         return fail(ERR_USAGE, "%s: text needs a tokenizer; set data.tokenizer to a tokenizer.json, or to bytes", path);

@@ -2,7 +2,8 @@
 #include <utf8proc.h>
 #include "tokenizer.h"
 
-size_t utf8_check(const char *text, size_t n) {
+size_t utf8_check(const char *text, size_t n)
+{
     const unsigned char *p = (const unsigned char *)text;
     size_t i = 0;
     while (i < n) {
@@ -37,7 +38,8 @@ size_t utf8_check(const char *text, size_t n) {
 
 size_t utf8_length(unsigned char lead) { return lead < 0x80 ? 1 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4; }
 
-uint32_t utf8_read(const char *text, size_t *length) {
+uint32_t utf8_read(const char *text, size_t *length)
+{
     const unsigned char *p = (const unsigned char *)text;
     *length = utf8_length(p[0]);
     switch (*length) {
@@ -48,28 +50,33 @@ uint32_t utf8_read(const char *text, size_t *length) {
     }
 }
 
-size_t utf8_write(char out[4], uint32_t c) {
+size_t utf8_write(char out[4], uint32_t c)
+{
     return (size_t)utf8proc_encode_char((utf8proc_int32_t)c, (utf8proc_uint8_t *)out);
 }
 
-size_t utf8_back(const char *p, size_t at) {
+size_t utf8_back(const char *p, size_t at)
+{
     do
         at--;
     while (at > 0 && ((unsigned char)p[at] & 0xC0) == 0x80);
     return at;
 }
 
-int char_is_space(uint32_t c) {
+int char_is_space(uint32_t c)
+{
     return (c >= 9 && c <= 13) || c == 0x20 || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 ||
            c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
-int char_is_numeric(uint32_t c) {
+int char_is_numeric(uint32_t c)
+{
     utf8proc_category_t k = utf8proc_category((utf8proc_int32_t)c);
     return k == UTF8PROC_CATEGORY_ND || k == UTF8PROC_CATEGORY_NL || k == UTF8PROC_CATEGORY_NO;
 }
 
-int char_is_word(uint32_t c) {
+int char_is_word(uint32_t c)
+{
     switch (utf8proc_category((utf8proc_int32_t)c)) {
     case UTF8PROC_CATEGORY_LU: case UTF8PROC_CATEGORY_LL: case UTF8PROC_CATEGORY_LT: case UTF8PROC_CATEGORY_LM:
     case UTF8PROC_CATEGORY_LO: case UTF8PROC_CATEGORY_MN: case UTF8PROC_CATEGORY_MC: case UTF8PROC_CATEGORY_ME:
@@ -82,7 +89,8 @@ int char_is_word(uint32_t c) {
 }
 
 /* The tokenizers library asks a table of Unicode 8.0: P* of later versions is no punctuation there, and two signs still are. */
-static int newer_punctuation(uint32_t c) {
+static int newer_punctuation(uint32_t c)
+{
     static const uint32_t ranges[][2] = {
         {0x61d, 0x61d},     {0x9fd, 0x9fd},     {0xa76, 0xa76},     {0xc77, 0xc77},     {0xc84, 0xc84},     {0x1b7d, 0x1b7e},
         {0x2e43, 0x2e4f},   {0x2e52, 0x2e5d},   {0x10ead, 0x10ead}, {0x10f55, 0x10f59}, {0x10f86, 0x10f89}, {0x1144b, 0x1144f},
@@ -95,7 +103,8 @@ static int newer_punctuation(uint32_t c) {
     return 0;
 }
 
-int char_is_punctuation(uint32_t c) {
+int char_is_punctuation(uint32_t c)
+{
     if (c < 0x80)
         return (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') || (c >= '{' && c <= '~');
     if (c == 0x166d || c == 0x111c9)

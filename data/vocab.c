@@ -4,7 +4,8 @@
 #include <string.h>
 #include "tokenizer.h"
 
-static uint32_t vocab_slot(const struct vocab *v, const char *s, size_t n) {
+static uint32_t vocab_slot(const struct vocab *v, const char *s, size_t n)
+{
     uint32_t mask = v->n_slots - 1, i = (uint32_t)hash64_keyed(s, n, v->key) & mask;
     for (; v->slots[i] != 0; i = (i + 1) & mask) {
         const struct vocab_entry *e = &v->entries[v->slots[i] - 1];
@@ -14,7 +15,8 @@ static uint32_t vocab_slot(const struct vocab *v, const char *s, size_t n) {
     return i;
 }
 
-static enum code vocab_grow(struct vocab *v) {
+static enum code vocab_grow(struct vocab *v)
+{
     int64_t capacity = v->capacity == 0 ? 256 : v->capacity * 2;
     v->key = hash_key();
     struct vocab_entry *entries = realloc(v->entries, (size_t)capacity * sizeof *entries);
@@ -32,7 +34,8 @@ static enum code vocab_grow(struct vocab *v) {
     return OK;
 }
 
-enum code vocab_add(struct vocab *v, const char *s, size_t n, int32_t id) {
+enum code vocab_add(struct vocab *v, const char *s, size_t n, int32_t id)
+{
     if (v->n == v->capacity)
         TRY(vocab_grow(v));
     uint32_t i = vocab_slot(v, s, n);
@@ -45,14 +48,16 @@ enum code vocab_add(struct vocab *v, const char *s, size_t n, int32_t id) {
     return OK;
 }
 
-int32_t vocab_find(const struct vocab *v, const char *s, size_t n) {
+int32_t vocab_find(const struct vocab *v, const char *s, size_t n)
+{
     if (v->n == 0)
         return -1;
     uint32_t k = v->slots[vocab_slot(v, s, n)];
     return k == 0 ? -1 : v->entries[k - 1].id;
 }
 
-enum code vocab_index(struct vocab *v) {
+enum code vocab_index(struct vocab *v)
+{
     v->by_id = malloc((size_t)(v->n_ids > 0 ? v->n_ids : 1) * sizeof *v->by_id);
     if (v->by_id == NULL)
         return fail(ERR_MEMORY, "no memory for %lld ids", (long long)v->n_ids);
@@ -67,7 +72,8 @@ enum code vocab_index(struct vocab *v) {
     return OK;
 }
 
-const char *vocab_text(const struct vocab *v, int32_t id, size_t *n) {
+const char *vocab_text(const struct vocab *v, int32_t id, size_t *n)
+{
     if (id < 0 || id >= v->n_ids || v->by_id[id] < 0)
         return NULL;
     const struct vocab_entry *e = &v->entries[v->by_id[id]];
@@ -75,7 +81,8 @@ const char *vocab_text(const struct vocab *v, int32_t id, size_t *n) {
     return v->text.p + e->at;
 }
 
-void vocab_free(struct vocab *v) {
+void vocab_free(struct vocab *v)
+{
     free(v->text.p);
     free(v->entries);
     free(v->slots);

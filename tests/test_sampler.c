@@ -4,7 +4,8 @@
 
 enum { EOS = 7 };
 
-static void write_tokens(const char *name, int64_t n, uint64_t seed, int masked) {
+static void write_tokens(const char *name, int64_t n, uint64_t seed, int masked)
+{
     int32_t *ids = malloc((size_t)(n ? n : 1) * sizeof *ids);
     uint8_t *mask = malloc((size_t)(n ? n : 1));
     char *path = temp_path(name), mask_name[64];
@@ -21,7 +22,8 @@ static void write_tokens(const char *name, int64_t n, uint64_t seed, int masked)
     free(mask);
 }
 
-static struct tokens *open_tokens(const char *name) {
+static struct tokens *open_tokens(const char *name)
+{
     struct tokens_options o = {.V = 41, .eos = EOS, .bos = -1};
     struct tokens *t;
     char *path = temp_path(name);
@@ -31,7 +33,8 @@ static struct tokens *open_tokens(const char *name) {
 }
 
 /* The w-th of all windows, found by listing them; one token at a time. */
-static int64_t slow_row(const struct sampler *s, int64_t w, int32_t *ids, int32_t *targets, int32_t *positions, int32_t *segments) {
+static int64_t slow_row(const struct sampler *s, int64_t w, int32_t *ids, int32_t *targets, int32_t *positions, int32_t *segments)
+{
     int64_t seen = 0, valid = 0;
     for (int f = 0; f < s->n_files; f++)
         for (int64_t from = 0; from + s->T + 1 <= tokens_count(s->files[f]); from += s->T) {
@@ -62,7 +65,8 @@ static int64_t slow_row(const struct sampler *s, int64_t w, int32_t *ids, int32_
     return 0;
 }
 
-static void check_all(struct sampler *s) {
+static void check_all(struct sampler *s)
+{
     int64_t T = s->T, total = 0;
     struct batch b;
     int32_t *want[4];
@@ -91,7 +95,8 @@ static void check_all(struct sampler *s) {
         free(want[k]);
 }
 
-static void test_against_slow(void **state) {
+static void test_against_slow(void **state)
+{
     (void)state;
     static const int64_t lengths[] = {100, 57, 8, 1, 0};
     struct tokens *files[5];
@@ -115,7 +120,8 @@ static void test_against_slow(void **state) {
         tokens_close(files[k]);
 }
 
-static void test_window_edges(void **state) {
+static void test_window_edges(void **state)
+{
     (void)state;
     write_tokens("edge.bin", 13, 5, 0);
     struct tokens *f = open_tokens("edge.bin");
@@ -135,7 +141,8 @@ static void test_window_edges(void **state) {
 }
 
 /* Every window once in each epoch, in another order; the same sample number gives the same row. */
-static void test_epochs(void **state) {
+static void test_epochs(void **state)
+{
     (void)state;
     int32_t ids[1001];
     for (int i = 0; i < 1001; i++)
@@ -174,7 +181,8 @@ static void test_epochs(void **state) {
     free(path);
 }
 
-static void test_real_sort_masks(void **state) {
+static void test_real_sort_masks(void **state)
+{
     (void)state;
     char *path = data_path("tokens/sort_train.bin");
     if (path == NULL)
@@ -196,7 +204,8 @@ static void test_real_sort_masks(void **state) {
     free(path);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     static const struct CMUnitTest tests[] = {cmocka_unit_test(test_against_slow), cmocka_unit_test(test_window_edges), cmocka_unit_test(test_epochs),
                                               cmocka_unit_test(test_real_sort_masks)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));

@@ -3,7 +3,8 @@
 #include "harness.h"
 #include "data/data.h"
 
-static json_t *load_json(const char *path, size_t *n, char **bytes) {
+static json_t *load_json(const char *path, size_t *n, char **bytes)
+{
     json_error_t error;
     assert_ok(io_read_all(path, 64 << 20, bytes, n));
     json_t *root = json_loadb(*bytes, *n, JSON_ALLOW_NUL, &error);
@@ -11,7 +12,8 @@ static json_t *load_json(const char *path, size_t *n, char **bytes) {
     return root;
 }
 
-static struct tokenizer *open_value(const json_t *value) {
+static struct tokenizer *open_value(const json_t *value)
+{
     struct tokenizer *t = NULL;
     char *text = json_dumps(value, 0);
     assert_ok(tokenizer_parse(&t, text, strlen(text), "golden"));
@@ -19,14 +21,16 @@ static struct tokenizer *open_value(const json_t *value) {
     return t;
 }
 
-static int same_ids(const json_t *want, const int32_t *ids, int64_t n) {
+static int same_ids(const json_t *want, const int32_t *ids, int64_t n)
+{
     int same = (int64_t)json_array_size(want) == n;
     for (int64_t i = 0; same && i < n; i++)
         same = json_integer_value(json_array_get(want, (size_t)i)) == ids[i];
     return same;
 }
 
-static void check_ids(const struct tokenizer *t, const json_t *text, int specials, const json_t *want) {
+static void check_ids(const struct tokenizer *t, const json_t *text, int specials, const json_t *want)
+{
     int32_t *ids = NULL;
     int64_t n = -1;
     assert_ok(tokenizer_encode(t, json_string_value(text), json_string_length(text), specials, &ids, &n));
@@ -42,7 +46,8 @@ static void check_ids(const struct tokenizer *t, const json_t *text, int special
 }
 
 /* The library writes U+FFFD for broken characters, we the bytes: compared where it wrote none. */
-static void check_decoded(const struct tokenizer *t, const json_t *ids, const json_t *want) {
+static void check_decoded(const struct tokenizer *t, const json_t *ids, const json_t *want)
+{
     if (strstr(json_string_value(want), "\xEF\xBF\xBD") != NULL)
         return;
     int32_t v[512];
@@ -60,7 +65,8 @@ static void check_decoded(const struct tokenizer *t, const json_t *ids, const js
     free(text);
 }
 
-static void check_golden(const char *name) {
+static void check_golden(const char *name)
+{
     char path[128], *bytes;
     size_t n, i;
     json_t *c;
@@ -87,7 +93,8 @@ static void test_golden_gemma(void **s) { (void)s; check_golden("gemma"); }
 static void test_golden_falcon(void **s) { (void)s; check_golden("falcon"); }
 static void test_golden_words(void **s) { (void)s; check_golden("words"); }
 
-static void test_real_references(void **s) {
+static void test_real_references(void **s)
+{
     (void)s;
     static const char *const dirs[] = {"models/babyllama-tok105-hf", "models/stories260K-hf"};
     for (size_t k = 0; k < COUNT_OF(dirs); k++) {
@@ -113,7 +120,8 @@ static void test_real_references(void **s) {
 
 /* ---- round trips ---- */
 
-static void random_text(uint64_t seed, char *text, size_t *n) {
+static void random_text(uint64_t seed, char *text, size_t *n)
+{
     static const char *const parts[] = {"a", "the ", "Straße", "\n\n", "  ", "12345", "e\xCC\x81", "中文", "👩‍👩‍👧", "\t", "<|endoftext|>", "don't", "\x01", "עברית", "!?"};
     *n = 0;
     for (uint64_t i = 0; i < 40; i++) {
@@ -123,7 +131,8 @@ static void random_text(uint64_t seed, char *text, size_t *n) {
     }
 }
 
-static void test_byte_level_round_trip(void **s) {
+static void test_byte_level_round_trip(void **s)
+{
     (void)s;
     char text[2048], *bytes, *back;
     size_t n, back_n;
@@ -151,7 +160,8 @@ static void test_byte_level_round_trip(void **s) {
     free(bytes);
 }
 
-static void test_bytes(void **s) {
+static void test_bytes(void **s)
+{
     (void)s;
     struct tokenizer *t;
     int32_t *ids;
@@ -177,7 +187,8 @@ static void test_bytes(void **s) {
 
 /* ---- the directory form ---- */
 
-static void test_directory(void **s) {
+static void test_directory(void **s)
+{
     (void)s;
     static const char vocab[] = "{\"a\":0,\"b\":1,\"\\u0120\":2,\"ab\":3,\"\\u0120ab\":4,\"1\":5,\"<|endoftext|>\":6,\"e\":7,\"\\u00cc\":8,\"\\u0123\":9,\"\\u00c3\":10,\"\\u00a9\":11}";
     static const char merges[] = "#version: 0.2\na b\r\n\xC4\xA0 ab\n";
@@ -221,7 +232,8 @@ static void test_directory(void **s) {
     free(dir);
 }
 
-static void test_real_gpt2_directory(void **s) {
+static void test_real_gpt2_directory(void **s)
+{
     (void)s;
     char *dir = data_path("tokenizers/gpt2");
     if (dir == NULL)
@@ -289,7 +301,8 @@ static const struct { const char *json; enum code code; const char *part; } refu
     {"{" MODEL ",\"added_tokens\":[{\"id\":-1,\"content\":\"x\"}]}", ERR_INPUT, "id"},
 };
 
-static enum code parse_text(const char *json) {
+static enum code parse_text(const char *json)
+{
     struct tokenizer *t = NULL;
     enum code c = tokenizer_parse(&t, json, strlen(json), "T");
     if (c != OK)
@@ -298,7 +311,8 @@ static enum code parse_text(const char *json) {
     return c;
 }
 
-static void test_refusals(void **s) {
+static void test_refusals(void **s)
+{
     (void)s;
     assert_ok(parse_text("{" MODEL "}"));
     for (size_t i = 0; i < COUNT_OF(refusals); i++) {
@@ -306,7 +320,8 @@ static void test_refusals(void **s) {
     }
 }
 
-static enum code parse_pattern(const char *regex, struct tokenizer **t) {
+static enum code parse_pattern(const char *regex, struct tokenizer **t)
+{
     json_t *root = json_pack("{s:{s:s,s:{s:i,s:i,s:i},s:[s]},s:{s:s,s:s,s:{s:s}}}", "model", "type", "BPE", "vocab", "a", 0, "b", 1, "ab", 2,
                              "merges", "a b", "pre_tokenizer", "type", "Split", "behavior", "Isolated", "pattern", "Regex", regex);
     assert_non_null(root);
@@ -317,7 +332,8 @@ static enum code parse_pattern(const char *regex, struct tokenizer **t) {
     return c;
 }
 
-static void test_pattern_refusals(void **s) {
+static void test_pattern_refusals(void **s)
+{
     (void)s;
     static const char *const bad[][2] = {
         {"[a&&b]", "&&"}, {"[a[^bc]]", "inside a character class"}, {"[a[b]", "unclosed character class"}, {"(?m)a", "(?m)"}, {"(*ACCEPT)", "VERB"}, {"\\Ka", "\\K"}, {"[a", "unclosed"},
@@ -345,7 +361,8 @@ static void test_pattern_refusals(void **s) {
     }
 }
 
-static void test_hostile_pattern_stops(void **s) {
+static void test_hostile_pattern_stops(void **s)
+{
     (void)s;
     struct tokenizer *t;
     int32_t *ids;
@@ -362,7 +379,8 @@ static void test_hostile_pattern_stops(void **s) {
     tokenizer_close(t);
 }
 
-static void test_truncation(void **s) {
+static void test_truncation(void **s)
+{
     (void)s;
     static const char json[] =
         "{\"added_tokens\":[{\"id\":3,\"content\":\"<x>\",\"special\":true}],\"normalizer\":{\"type\":\"NFC\"},\"pre_tokenizer\":{\"type\":\"ByteLevel\"},"
@@ -376,7 +394,8 @@ static void test_truncation(void **s) {
     tokenizer_close(t);
 }
 
-static void test_invalid_utf8(void **s) {
+static void test_invalid_utf8(void **s)
+{
     (void)s;
     static const char *const bad[] = {"a\xFF", "a\xC3", "a\xC0\x80", "a\xED\xA0\x80", "a\xF4\x90\x80\x80", "a\xE0\x80\x80", "a\xE4\xB8", "a\x80", "a\xF0\x80\x80\x80", ("a\xE4" "b\x80")};
     struct tokenizer *t;
@@ -389,7 +408,8 @@ static void test_invalid_utf8(void **s) {
 }
 
 /* A single word of a million characters must cost n log n, not n squared. */
-static void test_long_word(void **s) {
+static void test_long_word(void **s)
+{
     (void)s;
     struct tokenizer *t;
     enum { N = 1000000 };
@@ -415,7 +435,8 @@ static void test_long_word(void **s) {
     tokenizer_close(t);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     static const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_golden_gpt2), cmocka_unit_test(test_golden_llama), cmocka_unit_test(test_golden_llama3),
         cmocka_unit_test(test_golden_metaspace), cmocka_unit_test(test_golden_splits), cmocka_unit_test(test_golden_gemma), cmocka_unit_test(test_golden_falcon), cmocka_unit_test(test_golden_words),

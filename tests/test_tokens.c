@@ -7,7 +7,8 @@
 
 /* ---- llm.c ---- */
 
-static void llmc_file(const char *name, uint32_t magic, uint32_t version, uint32_t count, size_t bytes) {
+static void llmc_file(const char *name, uint32_t magic, uint32_t version, uint32_t count, size_t bytes)
+{
     unsigned char *p = calloc(1, bytes < 1024 ? 1024 : bytes);
     token_put_le(p, magic, 4);
     token_put_le(p + 4, version, 4);
@@ -16,7 +17,8 @@ static void llmc_file(const char *name, uint32_t magic, uint32_t version, uint32
     free(p);
 }
 
-static void test_llmc_round_trip(void **s) {
+static void test_llmc_round_trip(void **s)
+{
     (void)s;
     static const int64_t vocabularies[] = {65536, 65537};
     int32_t ids[] = {0, 1, 65535, 300, 2};
@@ -37,7 +39,8 @@ static void test_llmc_round_trip(void **s) {
     assert_refused(tokens_write("unused", ids, 5, 65536, -1, -1, hash), ERR_INPUT, "64 characters");
 }
 
-static void test_llmc_lies(void **s) {
+static void test_llmc_lies(void **s)
+{
     (void)s;
     llmc_file("lie.bin", 20240520, 1, 0xFFFFFFFFu, 1034);
     assert_refused(token_opens("lie.bin", &token_plain), ERR_INPUT, "header says -1 tokens");
@@ -66,7 +69,8 @@ static void test_llmc_lies(void **s) {
     }
 }
 
-static void test_big_ids(void **s) {
+static void test_big_ids(void **s)
+{
     (void)s;
     unsigned char p[1024 + 4 * 5000] = {0};
     token_put_le(p, 20240801, 4);
@@ -79,7 +83,8 @@ static void test_big_ids(void **s) {
 
 /* ---- headerless ---- */
 
-static void test_raw(void **s) {
+static void test_raw(void **s)
+{
     (void)s;
     static const unsigned char bytes[] = {1, 0, 2, 0, 3, 1, 0, 0};
     int32_t as16[] = {1, 2, 259, 0}, as32[] = {131073, 259};
@@ -111,7 +116,8 @@ static void test_raw(void **s) {
     assert_refused(token_opens("absent.bin", &token_plain), ERR_IO, "absent.bin");
 }
 
-static void test_sidecar_and_mask(void **s) {
+static void test_sidecar_and_mask(void **s)
+{
     (void)s;
     static const unsigned char bytes[] = {1, 0, 2, 0, 3, 1, 0, 0};
     int32_t as32[] = {131073, 259};
@@ -148,7 +154,8 @@ static void test_sidecar_and_mask(void **s) {
 struct index { unsigned char p[512]; size_t n; };
 
 /* Three sequences of 2, 0 and 3 ids in the order given by `at` (in ids); documents 0, 1, 3. */
-static struct index index_of(int dtype, int width, const int64_t at[3]) {
+static struct index index_of(int dtype, int width, const int64_t at[3])
+{
     static const int lengths[] = {2, 0, 3}, documents[] = {0, 1, 3};
     struct index x = {.n = 34 + 3 * 12 + 3 * 8};
     memcpy(x.p, "MMIDIDX\0\0", 9);
@@ -164,14 +171,16 @@ static struct index index_of(int dtype, int width, const int64_t at[3]) {
     return x;
 }
 
-static void write_bin(const char *name, int width, const int64_t *ids, int n) {
+static void write_bin(const char *name, int width, const int64_t *ids, int n)
+{
     unsigned char p[256];
     for (int i = 0; i < n; i++)
         token_put_le(p + i * width, (uint64_t)ids[i], width);
     temp_write(name, p, (size_t)(n * width));
 }
 
-static void test_megatron(void **s) {
+static void test_megatron(void **s)
+{
     (void)s;
     static const struct { int dtype, width; } kinds[] = {{1, 1}, {2, 1}, {3, 2}, {4, 4}, {5, 8}, {8, 2}};
     static const int64_t in_order[] = {0, 2, 2}, moved[] = {3, 1, 0}, shifted[] = {1, 3, 3};
@@ -203,7 +212,8 @@ static void test_megatron(void **s) {
     }
 }
 
-static void patched(size_t at, uint64_t v, int width, enum code code, const char *part) {
+static void patched(size_t at, uint64_t v, int width, enum code code, const char *part)
+{
     static const int64_t in_order[] = {0, 2, 2};
     struct index x = index_of(8, 2, in_order);
     token_put_le(x.p + at, v, width);
@@ -211,7 +221,8 @@ static void patched(size_t at, uint64_t v, int width, enum code code, const char
     assert_refused(token_opens("bad.idx", &token_plain), code, part);
 }
 
-static void test_megatron_lies(void **s) {
+static void test_megatron_lies(void **s)
+{
     (void)s;
     static const int64_t in_order[] = {0, 2, 2}, ids[] = {1, 2, 3, 4, 5};
     write_bin("bad.bin", 2, ids, 5);
@@ -254,7 +265,8 @@ static void test_megatron_lies(void **s) {
     assert_ok(token_opens("bad.idx", &token_plain));
 }
 
-static void test_real_files(void **s) {
+static void test_real_files(void **s)
+{
     (void)s;
     static const struct { const char *path; int64_t V; } files[] = {{"tokens/tinystories_tok105_train.bin", 105}, {"tokens/tinystories_tok512_val.bin", 512}};
     for (size_t k = 0; k < COUNT_OF(files); k++) {
@@ -273,7 +285,8 @@ static void test_real_files(void **s) {
     }
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     static const struct CMUnitTest tests[] = {cmocka_unit_test(test_llmc_round_trip),
         cmocka_unit_test(test_llmc_lies),
         cmocka_unit_test(test_big_ids),

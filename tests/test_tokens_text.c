@@ -7,7 +7,8 @@
 
 /* ---- text ---- */
 
-static void write_gz(const char *name, const char *text) {
+static void write_gz(const char *name, const char *text)
+{
     char *path = temp_path(name);
     gzFile f = gzopen(path, "wb");
     assert_non_null(f);
@@ -19,7 +20,8 @@ static void write_gz(const char *name, const char *text) {
 #define TXT "ab\n<|endoftext|>\nc\r\n<|endoftext|>\r\n<|endoftext|>\n\nd\n"
 #define JSONL "{\"text\": \"ab\"}\n\n  \n{\"other\": 1, \"text\": \"c\\u0000\"}\n{\"text\": \"\"}\n{\"text\": \"d\\n\"}"
 
-static void test_text(void **s) {
+static void test_text(void **s)
+{
     (void)s;
     struct tokenizer *tok;
     assert_ok(tokenizer_open(&tok, "bytes"));
@@ -48,12 +50,17 @@ static void test_text(void **s) {
     assert_refused(token_opens("bad.jsonl", &o), ERR_INPUT, "bad.jsonl:1");
     temp_write("none.txt", "<|endoftext|>\n", 14);
     assert_refused(token_opens("none.txt", &o), ERR_INPUT, "holds no text");
+    temp_write("none.jsonl", "{\"text\": \"\"}\n", 13);
+    o.eos = 1; /* its id alone is no text either */
+    assert_refused(token_opens("none.jsonl", &o), ERR_INPUT, "holds no text");
+    o.eos = -1;
     o.tokenizer = NULL;
     assert_refused(token_opens("t.txt", &o), ERR_USAGE, "data.tokenizer");
     tokenizer_close(tok);
 }
 
-static void test_gzip_damage(void **s) {
+static void test_gzip_damage(void **s)
+{
     (void)s;
     struct tokenizer *tok;
     char *path = temp_path("whole.txt.gz"), *bytes;
@@ -76,7 +83,8 @@ static void test_gzip_damage(void **s) {
 
 static const char tiny[] = "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"</s>\":3},\"merges\":[\"a b\"],\"unk_token\":\"a\"}}";
 
-static void test_invalid_text_names_the_line(void **s) {
+static void test_invalid_text_names_the_line(void **s)
+{
     (void)s;
     struct tokenizer *tok;
     assert_ok(tokenizer_parse(&tok, tiny, sizeof tiny - 1, "tiny"));
@@ -86,7 +94,8 @@ static void test_invalid_text_names_the_line(void **s) {
     tokenizer_close(tok);
 }
 
-static int64_t count_files(const char *dir, const char *end) {
+static int64_t count_files(const char *dir, const char *end)
+{
     char **names;
     int n, hits = 0;
     assert_ok(io_list(dir, &names, &n));
@@ -96,7 +105,8 @@ static int64_t count_files(const char *dir, const char *end) {
     return hits;
 }
 
-static void test_cache(void **s) {
+static void test_cache(void **s)
+{
     (void)s;
     struct tokenizer *tok;
     char *dir = temp_path("cache/deep"), **names;
@@ -186,7 +196,8 @@ static void test_large_text(void **s) { /* over the chunk and the progress limit
     free(text);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     static const struct CMUnitTest tests[] = {cmocka_unit_test(test_text),
         cmocka_unit_test(test_gzip_damage),
         cmocka_unit_test(test_invalid_text_names_the_line),

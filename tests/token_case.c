@@ -4,12 +4,14 @@
 
 #include "harness.h"
 
-void token_put_le(unsigned char *p, uint64_t v, int width) {
+void token_put_le(unsigned char *p, uint64_t v, int width)
+{
     for (int i = 0; i < width; i++)
         p[i] = (unsigned char)(v >> 8 * i);
 }
 
-enum code token_try_open(const char *name, const struct tokens_options *o, struct tokens **t) {
+enum code token_try_open(const char *name, const struct tokens_options *o, struct tokens **t)
+{
     char *path = temp_path(name);
     enum code c = tokens_open(t, path, o);
     if (c != OK)
@@ -20,14 +22,16 @@ enum code token_try_open(const char *name, const struct tokens_options *o, struc
 
 const struct tokens_options token_plain = {.eos = -1, .bos = -1};
 
-enum code token_opens(const char *name, const struct tokens_options *o) {
+enum code token_opens(const char *name, const struct tokens_options *o)
+{
     struct tokens *t;
     enum code c = token_try_open(name, o, &t);
     tokens_close(t);
     return c;
 }
 
-void token_check_stream(const char *name, const struct tokens_options *o, const int32_t *want, int64_t n, int64_t bytes) {
+void token_check_stream(const char *name, const struct tokens_options *o, const int32_t *want, int64_t n, int64_t bytes)
+{
     struct tokens *t;
     int32_t got[64];
     uint8_t mask[64];
@@ -47,7 +51,8 @@ void token_check_stream(const char *name, const struct tokens_options *o, const 
     tokens_close(t);
 }
 
-void token_cut_file(const char *name, size_t n) {
+void token_cut_file(const char *name, size_t n)
+{
     char *path = temp_path(name);
     assert_int_equal(truncate(path, (off_t)n), 0);
     free(path);

@@ -5,7 +5,8 @@
 #include <string.h>
 #include "data/data.h"
 
-static enum code print_decoded(const struct tokenizer *t, const int32_t *ids, int64_t n) {
+static enum code print_decoded(const struct tokenizer *t, const int32_t *ids, int64_t n)
+{
     char *text = NULL;
     size_t bytes = 0;
     TRY(tokenizer_decode(t, ids, n, &text, &bytes));
@@ -18,7 +19,8 @@ static enum code print_decoded(const struct tokenizer *t, const int32_t *ids, in
     return OK;
 }
 
-static enum code tokenize_lines(const struct tokenizer *t, int specials) {
+static enum code tokenize_lines(const struct tokenizer *t, int specials)
+{
     char *line = NULL;
     size_t capacity = 0;
     enum code c = OK;
@@ -44,7 +46,8 @@ static enum code tokenize_lines(const struct tokenizer *t, int specials) {
     return c;
 }
 
-static enum code tokenize_timed(const struct tokenizer *t, const char *path) {
+static enum code tokenize_timed(const struct tokenizer *t, const char *path)
+{
     struct io_map m;
     TRY(io_map_open(path, &m));
     int32_t *ids = NULL;
@@ -59,7 +62,8 @@ static enum code tokenize_timed(const struct tokenizer *t, const char *path) {
     return c;
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char **argv)
+{
     struct tokenizer *t = NULL;
     if (argc < 2 || (argc == 4 && strcmp(argv[2], "time") != 0) || argc > 4)
         return fail_exit("tokenize", fail(ERR_USAGE, "tokenize TOKENIZER [plain] < STRINGS | tokenize TOKENIZER time FILE"));

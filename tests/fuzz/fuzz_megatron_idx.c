@@ -4,7 +4,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
+{
     if (n == 0)
         return 0;
     size_t bin_bytes = (size_t)bytes[0] * 8;

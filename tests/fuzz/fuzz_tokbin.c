@@ -3,7 +3,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
+{
     struct tokens t = {.path = (char[]){"fuzz"}, .map = {bytes, n}};
     int32_t ids[64];
     if (llmc_read_header(&t, bytes, n, "fuzz") != OK)

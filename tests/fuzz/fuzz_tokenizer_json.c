@@ -5,7 +5,8 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n);
 
-int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n) {
+int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t n)
+{
     const char *json = (const char *)bytes, *text = "Hello  w\xC3\xB6rld, don't 1234 <s>\n e\xCC\x81 \xE4\xB8\xAD";
     const uint8_t *nul = n > 0 ? memchr(bytes, 0, n) : NULL;
     size_t json_n = nul != NULL ? (size_t)(nul - bytes) : n, text_n = strlen(text);
