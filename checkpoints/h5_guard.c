@@ -21,7 +21,7 @@
 
 #include "h5_private.h"
 
-enum { BLOCK = 1 << 20, DEPTH_MAX = 4, OBJECTS_MAX = 1 << 20, CHUNK_MAX = 64 << 20, BASE_SECONDS = 20, BYTES_PER_SECOND = 10 << 20, WALK_PER_SECOND = 100 << 20, MEMORY_MORE = 1 << 30 };
+enum { BLOCK = 1 << 20, DEPTH_MAX = 4, OBJECTS_MAX = 1 << 20, CHUNK_MAX = 64 << 20, BASE_SECONDS = 20, BYTES_PER_SECOND = 10 << 20, MEMORY_MORE = 1 << 30 };
 
 /* ---- seal --------------------------------------------------------------------------------------------------------- */
 
@@ -145,17 +145,15 @@ static const char *storage_problem(hid_t set, int64_t *row_bytes, hsize_t n[2])
     else if (H5Pget_external_count(dcpl) != 0)
         problem = "its data lies in another file";
     else if (H5Pget_layout(dcpl) == H5D_CHUNKED) {
-        if (H5Pget_chunk(dcpl, 2, chunk) != nd || chunk[0] > CHUNK_MAX || chunk[1] > CHUNK_MAX || chunk[0] * chunk[1] > CHUNK_MAX / size)
+        if (H5Pget_chunk(dcpl, 2, chunk) != nd || !chunk[0] || !chunk[1] || chunk[0] > CHUNK_MAX || chunk[1] > CHUNK_MAX ||
+            chunk[0] * chunk[1] > CHUNK_MAX / size)
             problem = "chunks of more than 64 MiB";
+        else
+            problem = h5_chunks_problem(set, dcpl, nd, n, chunk, size);
     } else if (H5Pget_layout(dcpl) != H5D_CONTIGUOUS && H5Pget_layout(dcpl) != H5D_COMPACT)
         problem = "an unknown storage layout";
-    for (int i = 0; !problem && i < H5Pget_nfilters(dcpl); i++) {
-        size_t none = 0;
-        unsigned flags, config;
-        H5Z_filter_t id = H5Pget_filter2(dcpl, (unsigned)i, &flags, &none, NULL, 0, NULL, &config);
-        if (id != H5Z_FILTER_FLETCHER32 && id != H5Z_FILTER_SHUFFLE && id != H5Z_FILTER_DEFLATE)
-            problem = "an unknown filter";
-    }
+    else if (H5Pget_nfilters(dcpl) != 0)
+        problem = "filters without chunks";
     *row_bytes = (int64_t)(n[1] * size);
     H5Pclose(dcpl);
     H5Sclose(space);
@@ -302,7 +300,7 @@ enum code h5_walk_forked(const char *path, int data)
 {
     char text[1024] = "";
     int64_t bytes = io_file_bytes(path);
-    double cpu = 1 + (bytes > 0 ? (double)bytes / (data ? BYTES_PER_SECOND : WALK_PER_SECOND) : 0), seconds = BASE_SECONDS + 4 * cpu;
+    double cpu = 1 + (bytes > 0 ? (double)bytes / BYTES_PER_SECOND : 0), seconds = BASE_SECONDS + 4 * cpu;
     int ends[2], status = 0;
     if (pipe2(ends, O_CLOEXEC))
         return fail_errno(path, "pipe for checking it");
