@@ -1,5 +1,5 @@
-/* See auto.h. Measured (README, "How heads are merged"): with a calibration, svd and the strongest refit; without, svd. Groups by likeness
- * where heads may be permuted. Heads that are copies need nothing: their mean is each of them. */
+/* See auto.h. Measured (README, "How heads are merged"): with a calibration the strongest refit, after align if that is `all` (which moves
+ * the bases itself, and ends lower from align's), else after svd; without one, svd. Groups by likeness where heads may be permuted. Heads that are copies need nothing: their mean is each of them. */
 #include "auto.h"
 
 #include <stdio.h>
@@ -41,9 +41,9 @@ void auto_choose(struct auto_choice *c, struct options *o, const struct arch *a)
         o->refit = refit < 0 ? REFIT_NONE : refit;
         return;
     }
-    o->method = MERGE_SVD;
     o->grouping = grouping >= 0 ? grouping : a->pos == POS_ALIBI || !o->calibration ? GROUPING_CONSECUTIVE : GROUPING_SIMILAR;
     o->refit = refit >= 0 ? refit : o->calibration ? (int)strongest(c, a) : REFIT_NONE;
+    o->method = o->refit == REFIT_ALL ? MERGE_ALIGN : MERGE_SVD;
     if (!o->calibration)
         snprintf(c->why, sizeof c->why, "mostly the lowest start by weights alone; with --calibration FILE it starts lower still");
     else if (refit >= 0)
@@ -51,7 +51,7 @@ void auto_choose(struct auto_choice *c, struct options *o, const struct arch *a)
     else if (c->n_refused)
         snprintf(c->why, sizeof c->why, "the strongest that %s allows (%.200s)", a->family[0] ? a->family : "this model", c->refused[0].why);
     else
-        snprintf(c->why, sizeof c->why, "the lowest or nearly lowest start of those that were measured");
+        snprintf(c->why, sizeof c->why, "the lowest start of nearly all that was measured");
 }
 
 /* ---- equal heads ---- */

@@ -14,7 +14,7 @@ static const struct cli_flag flags[] = {
          "modeling file; every head's own copy. auto (default): GGUF if DST is *.gguf, else the first exact one of native, retarget, custom"),
     FLAG("--target-family", CLI_STR, family, "NAME", "the other class, for --target retarget (phi, gpt_bigcode, llama ...)"),
     FLAG("--method", CLI_CHOICE, method, METHODS, "how heads of a group become one: their mean (default), the first, a fresh random one, the one with the "
-         "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares; auto: whatever starts lowest (with --calibration: svd, --refit all, --grouping similar)"),
+         "most energy; align: turned into a common basis, then the mean; svd: the best shared head by least squares; auto: whatever starts lowest (with --calibration: align, --refit all, --grouping similar)"),
     FLAG("--grouping", CLI_CHOICE, grouping, GROUPINGS, "which heads share a group: neighbours (default), or those that merge with the least error (auto's with --calibration)"),
     FLAG("--calibration", CLI_STR, calibration, "FILE", "tokens (as gqa-eval takes them) or text that the source runs over, layer by layer: merging by what attention reads, and "
          "the loss before and after"),

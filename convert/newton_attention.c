@@ -63,6 +63,7 @@ static void change(const struct linearised *a, const struct head *x, float *d_o,
         float sum[ROWS];
         for (int64_t i = 0; i < rows; i++) {
             float total = 0;
+#pragma omp simd reduction(+ : total)
             for (int64_t s = 0; s < S; s++) {
                 u[i * ld + s] *= p[i * ld + s];
                 total += u[i * ld + s];
@@ -97,6 +98,7 @@ static void gradient(const struct linearised *a, const struct head *x, const flo
         scores_gemm(u, ld, from, x->hd, 0, x->v, x->gd, 1, rows, S, D, 1.0f, 0.0f);
         for (int64_t i = 0; i < rows; i++) {
             float dot = 0;
+#pragma omp simd reduction(+ : dot)
             for (int64_t d = 0; d < D; d++)
                 dot += from[i * x->hd + d] * x->o[(t0 + i) * x->hd + d];
             for (int64_t s = 0; s < S; s++)

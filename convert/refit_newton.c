@@ -4,8 +4,9 @@
  *      min over x of  |J x - r|^2 + mu |x|_M^2           (J^T J + mu M) x = J^T r
  *
  * is solved by conjugate gradients, then steps of 1, 1/2, 1/4 and 1/8 of x are tried on held-out sequences and the best one is taken, if
- * there is one. M, which also preconditions, is for each projection c N (E[u u^T] + a little), u the projection's input and c how much a
- * change of its output changes the layer's, found by one random change: what J^T J would be if nothing depended on anything else.
+ * there is one. M, which also preconditions, is for each projection N E[d d^T] x E[u u^T] (Kronecker; each and a little of 1), u the
+ * projection's input and d what reaches its output of a random change of the layer's: what J^T J would be if the two were independent and
+ * tokens and projections too (Martens, Grosse 2015, section 3).
  * Biases stay; that of W_O is fitted afterwards (refit.c). Sequences are as many as a budget of arithmetic allows. */
 #include <cblas.h>
 #include <math.h>
@@ -18,16 +19,17 @@
 #include "newton.h"
 #include "refit_scores.h"
 
-enum { PARTS = 4, TOKENS = 8192, FEWEST = 4096 };
+enum { PARTS = 4, TOKENS = 32768, FEWEST = 4096 };
 /* The first for which the budget allows TOKENS, else the last, if it allows FEWEST. */
-static const struct effort { int rounds, iterations; } EFFORTS[] = {{4, 8}, {3, 6}, {2, 5}};
+static const struct effort { int rounds, iterations; } EFFORTS[] = {{10, 5}, {6, 4}, {4, 4}, {3, 3}};
 enum { N_EFFORTS = sizeof EFFORTS / sizeof *EFFORTS };
 #define DAMPING 0.01 /* mu */
 #define RIDGE 1e-3   /* of M: of the mean diagonal */
 #define LAYERS 2.0
 #define COST 1e12  /* operations */
 
-struct part { struct map map; int64_t rows, width; float *x, *best, *g, *p, *mp, *was; float *inverse; double curvature; };
+/* inverse [width, width] of E[u u^T], inverse_out [rows, rows] of E[d d^T]; NULL for W_O, where that is the square of the output's scale. */
+struct part { struct map map; int64_t rows, width; float *x, *best, *g, *p, *mp, *was; float *inverse, *inverse_out; };
 
 struct newton {
     struct calibrating *c;
@@ -38,6 +40,7 @@ struct newton {
     float *r, *e;                 /* [N,C] what is missing; J p */
     float *dq, *dk, *dv, *d_o;    /* as q, k, v, o */
     float *mid;                   /* [held rows, C] */
+    float *half;                  /* as the largest part */
     float *memory;
 };
 
@@ -184,34 +187,28 @@ static enum code invert_moments(float *inverse, const float *u, int64_t N, int64
 /* to = M^-1 from, by parts. */
 static void precondition(const struct newton *w, const struct part *s, float *to, const float *from)
 {
-    float scale = (float)(1.0 / (s->curvature * (double)w->a.N));
-    scores_gemm(to, s->width, from, s->width, 0, s->inverse, s->width, 0, s->rows, s->width, s->width, scale, 0.0f);
+    float scale = (float)(1.0 / (double)w->a.N), out = (float)w->c->to.residual_scale;
+    scores_gemm(s->inverse_out ? w->half : to, s->width, from, s->width, 0, s->inverse, s->width, 0, s->rows, s->width, s->width,
+                s->inverse_out ? scale : scale / (out * out), 0.0f);
+    if (s->inverse_out)
+        scores_gemm(to, s->width, s->inverse_out, s->rows, 0, w->half, s->width, 0, s->rows, s->width, s->rows, 1.0f, 0.0f);
 }
 
-/* Of the present inputs; the curvatures (how much a random change of a part's output changes the layer's) hardly change: once. */
+/* Of the present inputs and outputs; the layer's input stays what it is. */
 static enum code preconditioner(struct newton *w, int first)
 {
     struct linearised *a = &w->a;
     size_t bytes = (size_t)(a->C * a->C) * sizeof(float);
     if (first)
-        TRY(invert_moments(w->part[0].inverse, a->n, a->N, a->C)); /* the layer's input stays what it is */
-    TRY(invert_moments(w->part[3].inverse, a->o, a->N, a->H * a->D));
+        TRY(invert_moments(w->part[0].inverse, a->n, a->N, a->C));
     memcpy(w->part[1].inverse, w->part[0].inverse, bytes);
     memcpy(w->part[2].inverse, w->part[0].inverse, bytes);
-    for (int i = 0; first && i < PARTS; i++)
-        memset(w->part[i].p, 0, (size_t)(w->part[i].rows * w->part[i].width) * sizeof(float));
-    for (int i = 0; first && i < PARTS; i++) {
-        struct part *s = &w->part[i];
-        int64_t n = s->rows * s->width;
-        s->curvature = 1;
-        random_normal_f32(s->g, n, 0, 1, 0, (uint64_t)i, 0);
-        precondition(w, s, s->p, s->g);
-        double size = dot_f32(s->g, s->p, n); /* N tr(p E[u u^T] p^T): of the change of the part's output */
-        TRY(forward(w));
-        double change = dot_f32(w->e, w->e, a->N * a->C);
-        s->curvature = size > 0 && change > 0 ? change / size : 1e30;
-        memset(s->p, 0, (size_t)n * sizeof(float));
-    }
+    TRY(invert_moments(w->part[3].inverse, a->o, a->N, a->H * a->D));
+    random_normal_f32(w->e, a->N * a->C, 0, 1, 0, 0, 0);
+    TRY(backward(w, w->e));
+    const float *reached[] = {w->dq, w->dk, w->dv};
+    for (int i = 0; i < 3; i++)
+        TRY(invert_moments(w->part[i].inverse_out, reached[i], a->N, w->part[i].rows));
     return OK;
 }
 
@@ -311,7 +308,7 @@ static int64_t sequences_wanted(struct effort *effort, const struct arch *a, con
     enough = enough < most ? enough : most;
     for (int i = 0; i < N_EFFORTS && n < enough; i++) {
         *effort = EFFORTS[i];
-        n = (int64_t)(budget / (each * (effort->rounds * (effort->iterations + 1) + PARTS / 2)));
+        n = (int64_t)(budget / (each * (effort->rounds * (effort->iterations + 1.5))));
     }
     return n < enough ? (n * T < FEWEST ? 0 : n) : enough;
 }
@@ -320,7 +317,7 @@ static int64_t floats(const struct linearised *a)
 {
     int64_t hd = a->H * a->D, gd = a->G * a->D, maps = 2 * (hd + gd) * a->C;
     return a->N * (3 * a->C + 4 * hd + 4 * gd) + a->count * a->H * attention_floats(a->T) + omp_get_max_threads() * 2 * ATTENTION_ROWS * (a->T + ATTENTION_ROWS) +
-           6 * maps + 3 * a->C * a->C + hd * hd;
+           6 * maps + 3 * a->C * a->C + 2 * hd * hd + 2 * gd * gd + hd * a->C;
 }
 
 static struct linearised shape(struct effort *effort, const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
@@ -369,7 +366,9 @@ static void place(struct newton *w)
         for (int k = 0; k < 6; k++)
             *each[k] = carve(&at, s->rows * s->width);
         s->inverse = carve(&at, s->width * s->width);
+        s->inverse_out = i == 3 ? NULL : carve(&at, s->rows * s->rows);
     }
+    w->half = carve(&at, hd * a->C);
     CHECK(at - w->memory == floats(a));
 }
 

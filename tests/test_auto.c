@@ -31,7 +31,7 @@ static void choices_by_form(void **state)
         enum refit strongest = a.norm_place != NORM_PRE ? REFIT_NONE : a.qk_norm != QK_NORM_NONE || a.clip_qkv > 0 ? REFIT_BLOCK : REFIT_ALL;
         assert_int_equal(o.refit, strongest);
         assert_int_equal(c.n_refused, REFIT_ALL - strongest);
-        assert_int_equal(o.method, MERGE_SVD);
+        assert_int_equal(o.method, strongest == REFIT_ALL ? MERGE_ALIGN : MERGE_SVD);
         assert_int_equal(o.grouping, a.pos == POS_ALIBI ? GROUPING_CONSECUTIVE : GROUPING_SIMILAR);
         assert_true(c.chosen && strlen(c.why) > 10);
         auto_choose(&c, &weights, &a);
@@ -199,7 +199,7 @@ static void auto_in_the_report(void **state)
     char *source = source_model("source", 1, NULL), *target = temp_path("weights");
     json_t *j = calibrated(source, "3", "auto", NULL, NULL), *mean = calibrated(source, "3", "mean", NULL, NULL);
     assert_string_equal(text_at(j, "chosen_by"), "auto");
-    assert_string_equal(text_at(j, "method"), "svd");
+    assert_string_equal(text_at(j, "method"), "align");
     assert_string_equal(text_at(j, "refit"), "all");
     assert_string_equal(text_at(j, "grouping"), "similar");
     assert_true(json_is_null(json_object_get(j, "advice")) && json_array_size(json_object_get(j, "refused")) == 0);
