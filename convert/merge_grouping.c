@@ -1,9 +1,10 @@
-/* Which heads share a group: the partition of the G0 heads into groups of m with the least sum of J, K's and V's, of the method itself.
+/* Which heads share a group: the partition of the G0 heads into groups of m with the least sum of J, K's and V's, of the method itself;
+ * of svd for align, whose own J takes tens of times longer and which svd's bounds from below.
  *   few sets of m heads   J of every one of them, then the best partition by dynamic programming over the heads already placed:
  *                         best(placed) = min over sets that hold the lowest head not placed.
  *   many                  J of every pair; a partition with a small sum over its pairs by swaps from the consecutive one; then swaps
  *                         judged by the groups' own J, the most promising by pairs first.
- * A partition that is not better than the consecutive one is that one. Where heads may not be permuted nothing else is looked at. */
+ * A partition that is not better than the consecutive one, by the method's own J, is that one. Where heads may not be permuted nothing else is looked at. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -309,8 +310,11 @@ static enum code find(struct search *s, int64_t *members)
     double found, consecutive;
     int64_t sets = s->heads <= MOST_HEADS ? choose(s->heads, s->m, MOST_SETS) : MOST_SETS + 1;
     TRY(total_cost(s, members, &consecutive));
+    enum merge_method method = s->method;
+    s->method = method == MERGE_ALIGN ? MERGE_SVD : method;
     TRY(sets <= MOST_SETS ? exact(s, members, sets) : by_swaps(s, members));
     in_order(members, s->heads, s->m);
+    s->method = method;
     TRY(total_cost(s, members, &found));
     for (int64_t i = 0; !(found < consecutive * (1 - BETTER) - BETTER * BETTER) && i < s->heads; i++)
         members[i] = i;
