@@ -21,12 +21,12 @@
 
 enum { PARTS = 4, TOKENS = 32768, FEWEST = 4096 };
 /* The first for which the budget allows TOKENS, else the last, if it allows FEWEST. */
-static const struct effort { int rounds, iterations; } EFFORTS[] = {{10, 5}, {6, 4}, {4, 4}, {3, 3}};
+static const struct effort { int rounds, iterations; } EFFORTS[] = {{10, 12}, {10, 5}, {6, 4}, {4, 4}, {3, 3}};
 enum { N_EFFORTS = sizeof EFFORTS / sizeof *EFFORTS };
-#define DAMPING 0.01 /* mu */
+#define DAMPING 1e-3 /* mu */
 #define RIDGE 1e-3   /* of M: of the mean diagonal */
 #define LAYERS 2.0
-#define COST 1e12  /* operations */
+#define COST 1.2e13 /* operations, of all layers together */
 
 /* inverse [width, width] of E[u u^T], inverse_out [rows, rows] of E[d d^T]; NULL for W_O, where that is the square of the output's scale. */
 struct part { struct map map; int64_t rows, width; float *x, *best, *g, *p, *mp, *was; float *inverse, *inverse_out; };
@@ -298,12 +298,12 @@ static enum code take_step(struct newton *w, double *error)
 
 /* ---- sizes ---- */
 
-/* Sequences, and how long to work on them: what costs LAYERS times the layer's own forward over all rows, or COST, if that is more. */
+/* Sequences, and how long to work on them: what costs LAYERS times the layer's own forward over all rows, or its share of COST, if that is more. */
 static int64_t sequences_wanted(struct effort *effort, const struct arch *a, const struct arch_block *b, int64_t G, int64_t T, int64_t rows)
 {
     double each = 8.0 * (double)(T * T) * (double)(b->D * b->H) + 8.0 * (double)(T * a->C) * (double)((b->H + G) * b->D);
     double layer = 2.0 * (double)rows * (double)a->C * (double)((2 * b->H + 2 * G) * b->D + (mlp_is_gated(a->mlp) ? 3 : 2) * b->F);
-    double budget = LAYERS * layer > COST ? LAYERS * layer : COST;
+    double share = COST / (double)a->stack[STACK_DEC].L, budget = LAYERS * layer > share ? LAYERS * layer : share;
     int64_t most = rows / T, enough = (TOKENS + T - 1) / T, n = 0;
     enough = enough < most ? enough : most;
     for (int i = 0; i < N_EFFORTS && n < enough; i++) {
