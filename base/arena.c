@@ -29,7 +29,7 @@ enum code arena_reserve(struct arena *a, const char *name, size_t bytes)
 {
     void *p = mmap(NULL, bytes ? bytes : 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p == MAP_FAILED)
-        return fail(ERR_MEMORY, "cannot reserve %.1f MiB for %s", (double)bytes / 1048576.0, name);
+        return fail(ERR_MEMORY, "no memory: cannot reserve %.1f MiB for %s", (double)bytes / 1048576.0, name);
     madvise(p, bytes ? bytes : 1, MADV_HUGEPAGE);
     a->base = p;
     a->used = 0;

@@ -70,7 +70,7 @@ enum code config_keys_check(const json_t *config, const struct family *family, c
             known |= !strcmp(NEUTRAL[i].key, key) && is_neutral(v, NEUTRAL[i].value);
         if (known)
             continue;
-        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        char *text = json_text(v, JSON_ENCODE_ANY | JSON_COMPACT);
         const char *type = json_string_value(json_object_get(config, "model_type"));
         enum code c = fail(ERR_UNSUPPORTED, "%s: \"%.80s\": %.60s is not understood for model_type \"%s\"; if it does not change what "
                            "the model computes, remove the key", where, key, text ? text : "?", type ? type : "?");

@@ -60,7 +60,7 @@ int family_arch_same(const struct arch *want, const struct arch *said, char *wha
         snprintf(path, sizeof path, "%s", key);
         if (!good || skipped(want, key) || same(v, json_object_get(y, key), path, sizeof path))
             continue;
-        char *have = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        char *have = json_text(v, JSON_ENCODE_ANY | JSON_COMPACT);
         snprintf(what, n, "%s%s%s", path, have && strlen(have) <= 40 ? " = " : "", have && strlen(have) <= 40 ? have : "");
         free(have);
         good = 0;

@@ -53,7 +53,7 @@ enum code gpt_only_check(const json_t *config, const char *where, const struct g
         json_decref(only);
         if (same)
             continue;
-        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        char *text = json_text(v, JSON_ENCODE_ANY | JSON_COMPACT);
         enum code c = fail(ERR_UNSUPPORTED, "%s: \"%s\": %.60s is not supported; known is %s", where, list[i].key, text ? text : "?", list[i].value);
         free(text);
         return c;

@@ -30,11 +30,15 @@ static void record(struct h5_io *io, enum code code)
     snprintf(io->sentence, sizeof io->sentence, "%s", fail_text());
 }
 
+static void record_memory(struct h5_io *io) { record(io, fail(ERR_MEMORY, "%s: no memory to open it", io->path)); }
+
 static void *fapl_copy(const void *fapl)
 {
     void *copy = malloc(sizeof(struct h5_io *));
     if (copy)
         memcpy(copy, fapl, sizeof(struct h5_io *));
+    else
+        record_memory(*(struct h5_io *const *)fapl);
     return copy;
 }
 
@@ -50,6 +54,8 @@ static H5FD_t *driver_open(const char *name, unsigned flags, hid_t fapl, haddr_t
     struct h5_io *const *io = H5Pget_driver_info(fapl);
     struct stat st;
     struct file *f = calloc(1, sizeof *f);
+    if (io && !f)
+        record_memory(*io);
     if (!io || !f || fstat((*io)->fd, &st)) {
         free(f);
         return NULL;

@@ -266,7 +266,7 @@ enum code teacher_cache_read(struct teacher_cache *c, int64_t window, int32_t *i
 
 static void as_text(char out[80], const json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    char *text = v ? json_text(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
     snprintf(out, 80, "%.79s", text ? text : "not given");
     free(text);
 }

@@ -207,14 +207,14 @@ static void test_second_signal(void **state)
         double at = host_seconds();
         kill(r.pid, SIGINT);
         int status = finish(r);
-        assert_true(status == 128 + SIGINT || status == 75 || status == 0);
+        assert_true(status == 128 + SIGINT || status == 128 + SIGTERM /* it did not listen yet */ || status == 75 || status == 0);
         at_once += status == 128 + SIGINT && host_seconds() - at < 2;
         other += status != 128 + SIGINT;
         runs_train("twice", slow);
         assert_string_equal(runs_weights("twice"), want);
         free(dir);
     }
-    print_message("  a second signal: %d runs, %d left at once, %d had ended already; all ended bit-equal\n", trials, at_once, other);
+    print_message("  a second signal: %d runs, %d left at once, %d had ended or not begun; all ended bit-equal\n", trials, at_once, other);
     assert_int_equal(at_once + other, trials);
     assert_true(at_once > 0);
 }

@@ -107,7 +107,7 @@ static const json_t *path_get(const json_t *root, const char *path)
 
 static void as_text(char out[80], const json_t *v)
 {
-    char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
+    char *text = v ? json_text(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
     snprintf(out, 80, "%.79s", text ? text : "not given");
     free(text);
 }

@@ -29,18 +29,30 @@ static enum isa core_isa(const char *core)
 }
 
 /* OpenBLAS maps a work buffer of 128 MiB at its first call, and when it gets none tries again for ever. Under a limit of the address space (ulimit -v)
- * that is found out here. */
+ * that is found out here, and the buffer taken (blas_take) before we need memory ourselves. */
+static int limited(struct rlimit *limit) { return getrlimit(RLIMIT_AS, limit) == 0 && limit->rlim_cur != RLIM_INFINITY; }
+
 static void blas_room(void)
 {
     enum { ROOM = 160 << 20 };
     struct rlimit limit;
-    if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY)
+    if (!limited(&limit))
         return;
     void *p = mmap(NULL, ROOM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED)
         exit(fail_exit(program_invocation_short_name, fail(ERR_MEMORY, "the address space is limited to %lld MiB (ulimit -v), which leaves no memory for the 128 MiB that "
                                                            "OpenBLAS takes; raise the limit", (long long)(limit.rlim_cur >> 20))));
     munmap(p, ROOM);
+}
+
+static void blas_take(void)
+{
+    enum { N = 64 }; /* more than the small forms, which need no buffer */
+    struct rlimit limit;
+    double *a = limited(&limit) ? calloc(3 * N * N, sizeof *a) : NULL;
+    if (a)
+        cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, N, N, N, 1, a, N, a + N * N, N, 0, a + 2 * N * N, N);
+    free(a);
 }
 
 void kernels_boot(int argc, char **argv)
@@ -50,10 +62,13 @@ void kernels_boot(int argc, char **argv)
     const char *booted = getenv(BOOTED), *asked = getenv("OPENBLAS_CORETYPE");
     if (booted != NULL) {
         unsetenv(BOOTED); /* children decide for themselves */
+        blas_take();
         return;
     }
-    if ((asked != NULL && *asked) || host_isa() == ISA_PLAIN || core_isa(openblas_get_corename()) >= host_isa())
+    if ((asked != NULL && *asked) || host_isa() == ISA_PLAIN || core_isa(openblas_get_corename()) >= host_isa()) {
+        blas_take();
         return;
+    }
     char path[4096];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     if (n <= 0)
@@ -64,6 +79,7 @@ void kernels_boot(int argc, char **argv)
     execv(path, argv); /* on failure go on with what there is */
     unsetenv(BOOTED);
     unsetenv("OPENBLAS_CORETYPE");
+    blas_take();
 }
 
 void cpu_sgemm(const struct device *dev, int trans_a, int trans_b, int64_t M, int64_t N, int64_t K, float alpha, const float *a, int64_t lda,
