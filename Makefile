@@ -258,12 +258,14 @@ build/fuzz/%: build/fuzz/obj/tests/fuzz/%.o build/fuzz/libgqakit.a
 
 # ASan keeps 256 MB of freed memory by default: with less, the limit is about what a parser itself holds.
 # FUZZ_ONLY="json text": those alone. Dictionaries are tests/fuzz/dict/NAME.dict. What is found lies in build/fuzz/found/NAME-*.
+# FUZZ_SEED=N: libFuzzer's choices from that number; without it other ones every time.
 FUZZ_JOBS ?= $(shell nproc)
+FUZZ_SEED ?= 0
 FUZZ_RUN  := $(if $(FUZZ_ONLY),$(FUZZ_ONLY:%=fuzz-run-%),$(FUZZ_SRC:tests/fuzz/fuzz_%.c=fuzz-run-%))
 .PHONY: $(FUZZ_RUN)
 $(FUZZ_RUN): fuzz-run-%: build/fuzz/fuzz_%
 	@mkdir -p tests/fuzz/corpus/$* build/fuzz/found/$*; dict=tests/fuzz/dict/$*.dict; [ -f $$dict ] && dict=-dict=$$dict || dict=; \
-	  ASAN_OPTIONS=quarantine_size_mb=32 $< $$dict -max_total_time=$(FUZZ_SECONDS) -rss_limit_mb=512 -timeout=5 -verbosity=0 -print_final_stats=1 -close_fd_mask=2 \
+	  ASAN_OPTIONS=quarantine_size_mb=32 $< $$dict -max_total_time=$(FUZZ_SECONDS) -seed=$(FUZZ_SEED) -rss_limit_mb=512 -timeout=5 -verbosity=0 -print_final_stats=1 -close_fd_mask=2 \
 	    -artifact_prefix=build/fuzz/found/$*- build/fuzz/found/$* tests/fuzz/corpus/$* >build/fuzz/$*.log 2>&1 || \
 	    { tail -n 60 build/fuzz/$*.log; echo "fuzz $*: FOUND something, see above and build/fuzz/found/$*-*"; exit 1; }; \
 	  echo "fuzz $*: nothing found in $(FUZZ_SECONDS) s, $$(sed -n 's/stat::number_of_executed_units: *//p' build/fuzz/$*.log) inputs"
