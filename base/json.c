@@ -11,7 +11,8 @@
 #include "base/io.h"
 
 /* jansson 2.14 loses bytes of a token, or asserts, when an allocation fails in its lexer. So none fails: the first that does is served from a
- * reserve, the failure is remembered, and what was read or written is thrown away (json_starved). A reserve used up ends the program. */
+ * reserve, which is not given back, the failure is remembered, and what is written from then on is refused (json_starved). A reserve used up, or a
+ * piece of more than all of it, ends the program. */
 enum { RESERVE = 1 << 18, ALIGNMENT = 16 };
 static int starved;
 static size_t reserve_used;

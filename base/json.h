@@ -15,11 +15,11 @@ extern "C" {
 /* Parses exactly n bytes; the root must be an object. Caller json_decref's *root. */
 enum code json_parse_object(const char *bytes, size_t n, const char *where, json_t **root) MUST_USE;
 enum code json_read_file(const char *path, size_t limit, json_t **root) MUST_USE;
-/* Atomic, indented by 2, keys in insertion order, newline at the end. */
-/* jansson drops what it has no memory for: an object may lack a key and nobody was told. So every allocation of its is watched; once one has failed,
+/* jansson drops what it has no memory for: an object may lack a key and nobody was told. So every allocation of its is watched and served; once one has failed,
  * json_starved() is 1 for good and json_text (json_dumps, which it replaces wherever text is kept) gives NULL. */
 int json_starved(void);
 char *json_text(const json_t *root, size_t flags); /* free by the caller */
+/* Atomic, indented by 2, keys in insertion order, newline at the end. */
 enum code json_write_file(const char *path, const json_t *root) MUST_USE;
 /* One line or indented to stdout, newline at the end. */
 void json_print(const json_t *root, int indent);

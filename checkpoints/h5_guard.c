@@ -133,6 +133,7 @@ static const char *storage_problem(hid_t set, int64_t *row_bytes, hsize_t n[2])
     H5T_class_t class = H5Tget_class(type);
     size_t size = H5Tget_size(type);
     hsize_t chunk[2] = {1, 1};
+    unsigned options = 0;
     const char *problem = NULL;
     int nd = H5Sget_simple_extent_ndims(space);
     n[0] = n[1] = 1;
@@ -147,7 +148,9 @@ static const char *storage_problem(hid_t set, int64_t *row_bytes, hsize_t n[2])
     else if (H5Pget_layout(dcpl) == H5D_CHUNKED) {
         if (H5Pget_chunk(dcpl, 2, chunk) != nd || !chunk[0] || !chunk[1] || chunk[0] > CHUNK_MAX || chunk[1] > CHUNK_MAX ||
             chunk[0] * chunk[1] > CHUNK_MAX / size)
-            problem = "chunks of more than 64 MiB";
+            problem = "chunks of a shape that no native checkpoint has, or of more than 64 MiB";
+        else if (H5Pget_chunk_opts(dcpl, &options) < 0 || options)
+            problem = "chunk options that no native checkpoint has";
         else
             problem = h5_chunks_problem(set, dcpl, nd, n, chunk, size);
     } else if (H5Pget_layout(dcpl) != H5D_CONTIGUOUS && H5Pget_layout(dcpl) != H5D_COMPACT)

@@ -173,7 +173,7 @@ static enum code invert_moments(float *inverse, const float *u, int64_t N, int64
     for (int64_t i = 0; one && i < width; i++) {
         for (int64_t k = i; k < width; k++)
             g.a[i * width + k] /= (double)N;
-        g.a[i * width + i] += RIDGE * trace / (double)width + 1e-12;
+        g.a[i * width + i] += trace > 0 ? RIDGE * trace / (double)width : 1;
         one[i * width + i] = 1;
     }
     enum code c = one ? solve_spd(one, g.a, width, width) : fail(ERR_MEMORY, "out of memory for the moments of %lld features", (long long)width);

@@ -124,7 +124,7 @@ static void say_next(struct ablation *a)
     size_t used = (size_t)snprintf(d->next, sizeof d->next, "What to try next: ");
     const char *sep = "";
     if (!has_word(&a->config.method, "+") && !has_word(&a->config.method, "auto")) {
-        used += (size_t)snprintf(d->next + used, sizeof d->next - used, "add svd+all to grid.method%s", a->config.calibration ? "" : " (with gqa.calibration)");
+        used += (size_t)snprintf(d->next + used, sizeof d->next - used, "add align+all to grid.method%s", a->config.calibration ? "" : " (with gqa.calibration)");
         sep = "; ";
     }
     if (!has_word(&a->config.loss, "distill")) {

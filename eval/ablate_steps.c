@@ -8,7 +8,7 @@
 
 #define RESULT_LIMIT (64u << 20)
 
-/* What method auto turned out to be: "svd+all similar". */
+/* What method auto turned out to be: "align+all similar". */
 static void read_choice(struct cell *c, const json_t *record)
 {
     const char *method = json_string_value(json_object_get(record, "method")), *refit = json_string_value(json_object_get(record, "refit")),

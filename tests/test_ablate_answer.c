@@ -184,7 +184,7 @@ static void says_when_nothing_qualifies(void **state)
     a.config.loss.n = 1;
     a.config.method.n = 1;
     assert_ok(ablate_summarise(&a));
-    assert_non_null(strstr(a.advice.next, "add svd+all to grid.method; add distill to grid.loss"));
+    assert_non_null(strstr(a.advice.next, "add align+all to grid.method; add distill to grid.loss"));
     for (int i = 0; i < a.n_cells; i++)
         a.cells[i].done = a.cells[i].G == 8;
     assert_ok(ablate_summarise(&a));

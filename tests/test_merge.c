@@ -283,6 +283,7 @@ static double of_partition(const struct attention_layer *a, const struct arch *a
     return J;
 }
 
+/* By the method's own cost; align's by svd's, unless neighbours are better by its own. */
 static void the_best_of_all_partitions(void **state)
 {
     (void)state;
@@ -297,7 +298,9 @@ static void the_best_of_all_partitions(void **state)
                 for (int64_t i = 0; i < 6; i++)
                     assert_int_equal(found[i], i);
             } else {
-                double best = HUGE_VAL, got = of_partition(&a, &arch, METHODS[m], 3, found);
+                enum merge_method judge = METHODS[m] == MERGE_ALIGN ? MERGE_SVD : METHODS[m];
+                const int64_t neighbours[6] = {0, 1, 2, 3, 4, 5};
+                double best = HUGE_VAL, got = of_partition(&a, &arch, judge, 3, found), own = of_partition(&a, &arch, METHODS[m], 3, neighbours);
                 for (int64_t x = 1; x < 6; x++) /* the 15 partitions into pairs; first's and select's heads in ascending order */
                     for (int64_t y = 0; y < 3; y++) {
                         int64_t rest[4], n = 0;
@@ -305,9 +308,10 @@ static void the_best_of_all_partitions(void **state)
                             if (i != x)
                                 rest[n++] = i;
                         int64_t p[6] = {0, x, rest[0], rest[y + 1], rest[y == 0 ? 2 : 1], rest[y == 2 ? 2 : 3]};
-                        best = fmin(best, of_partition(&a, &arch, METHODS[m], 3, p));
+                        best = fmin(best, of_partition(&a, &arch, judge, 3, p));
                     }
-                assert_true(fabs(got - best) <= 1e-9 * best);
+                assert_true(fabs(got - best) <= 1e-9 * best || (judge != METHODS[m] && memcmp(found, neighbours, sizeof found) == 0));
+                assert_true(of_partition(&a, &arch, METHODS[m], 3, found) <= own * (1 + 1e-9));
             }
             attention_layer_free(&a);
             arch_free(&arch);

@@ -11,7 +11,7 @@ static enum code print_decoded(const struct tokenizer *t, const int32_t *ids, in
     size_t bytes = 0;
     TRY(tokenizer_decode(t, ids, n, &text, &bytes));
     json_t *j = json_stringn(text, bytes);
-    char *dumped = j != NULL ? json_dumps(j, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
+    char *dumped = j != NULL ? json_text(j, JSON_ENCODE_ANY | JSON_ENSURE_ASCII) : NULL;
     printf("\t%s", dumped != NULL ? dumped : "null"); /* null: the bytes are no UTF-8 */
     free(dumped);
     json_decref(j);

@@ -29,7 +29,7 @@ static enum isa core_isa(const char *core)
 }
 
 /* OpenBLAS maps a work buffer of 128 MiB at its first call, and when it gets none tries again for ever. Under a limit of the address space (ulimit -v)
- * that is found out here, and the buffer taken (blas_take) before we need memory ourselves. */
+ * that is found out here, and the buffer of the first thread taken (blas_take) before we need memory ourselves. */
 static int limited(struct rlimit *limit) { return getrlimit(RLIMIT_AS, limit) == 0 && limit->rlim_cur != RLIM_INFINITY; }
 
 static void blas_room(void)
@@ -47,7 +47,7 @@ static void blas_room(void)
 
 static void blas_take(void)
 {
-    enum { N = 64 }; /* more than the small forms, which need no buffer */
+    enum { N = 128 }; /* more than the small forms of 0.3.21, up to a product of 1e6, which need no buffer */
     struct rlimit limit;
     double *a = limited(&limit) ? calloc(3 * N * N, sizeof *a) : NULL;
     if (a)
@@ -71,8 +71,10 @@ void kernels_boot(int argc, char **argv)
     }
     char path[4096];
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
-    if (n <= 0)
+    if (n <= 0) {
+        blas_take();
         return;
+    }
     path[n] = 0;
     setenv("OPENBLAS_CORETYPE", host_isa() == ISA_AVX512 ? "SkylakeX" : "Haswell", 1);
     setenv(BOOTED, "1", 1);

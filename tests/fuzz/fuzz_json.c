@@ -10,7 +10,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     json_t *j, *again;
     if (json_parse_object((const char *)data, n, "fuzz", &j) != OK)
         return 0;
-    char *text = json_dumps(j, JSON_COMPACT | JSON_REAL_PRECISION(17));
+    char *text = json_text(j, JSON_COMPACT | JSON_REAL_PRECISION(17));
     CHECK(text);
     CHECK(json_parse_object(text, strlen(text), "again", &again) == OK);
     CHECK(json_equal(j, again));
