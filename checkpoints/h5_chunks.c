@@ -8,7 +8,7 @@
 
 enum { CHECKSUM = 4 };
 
-struct filters { int shuffle, deflate, checksum; };
+struct filters { int deflate, checksum; };
 
 /* As we write them: shuffle, deflate, checksum, each at most once. */
 static const char *read_filters(hid_t dcpl, struct filters *f)
@@ -25,7 +25,8 @@ static const char *read_filters(hid_t dcpl, struct filters *f)
         if (rank <= last)
             return "filters in another order than a native checkpoint's";
         last = rank;
-        *(rank == 1 ? &f->shuffle : rank == 2 ? &f->deflate : &f->checksum) = 1;
+        f->deflate |= rank == 2;
+        f->checksum |= rank == 3;
     }
     return NULL;
 }

@@ -102,6 +102,8 @@ enum code ablate_grid(struct ablation *a) MUST_USE;        /* cells, deduplicate
 void ablate_free(struct ablation *a);
 /* The file that a conversion by this method runs over; NULL: none. */
 const char *ablate_calibration(const struct ablation *a, const char *method);
+/* Tokens of its sequences: those of the evaluation, so that both see the same positions; 0: gqa-convert's default. */
+int64_t ablate_calibration_length(const struct ablation *a);
 
 /* ---- running ---- */
 

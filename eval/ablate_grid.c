@@ -22,6 +22,12 @@ const char *ablate_calibration(const struct ablation *a, const char *method)
     return by_weights ? NULL : a->config.calibration;
 }
 
+int64_t ablate_calibration_length(const struct ablation *a)
+{
+    enum { LONGEST = 1024 }; /* gqa-convert's own default is no longer either */
+    return a->config.context <= LONGEST ? a->config.context : 0;
+}
+
 /* A file by name and size: one written anew with other contents is nearly always another size. */
 static json_t *file_json(const char *path) { return json_pack("[s, I]", path, (json_int_t)io_file_bytes(path)); }
 
@@ -52,7 +58,8 @@ static void cell_ids(const struct ablation *a, struct cell *c)
     if (strncmp(c->method, "random", 6) == 0)
         json_object_set_new(j, "seed", json_integer(c->seed));
     if (ablate_calibration(a, c->method))
-        json_object_set_new(j, "calibration", json_pack("{s:o, s:I}", "file", file_json(a->config.calibration), "tokens", (json_int_t)a->config.calibration_tokens));
+        json_object_set_new(j, "calibration", json_pack("{s:o, s:I, s:I}", "file", file_json(a->config.calibration), "tokens", (json_int_t)a->config.calibration_tokens,
+                                                          "sequence_length", (json_int_t)ablate_calibration_length(a)));
     id_of(c->conversion, j);
 
     json_t *zero = json_pack("{s:s, s:o}", "conversion", c->conversion, "perplexity", perplexity_json(a));

@@ -29,10 +29,11 @@ enum code ablate_convert(const struct ablation *a, struct cell *c, const struct 
     if (!io_exists(record)) {
         snprintf(G, sizeof G, "%lld", (long long)c->G);
         snprintf(seed, sizeof seed, "%lld", (long long)c->seed);
-        char method[32], tokens[24];
+        char method[32], tokens[24], length[24];
         const char *plus = strchr(c->method, '+'), *calibration = ablate_calibration(a, c->method);
         snprintf(method, sizeof method, "%.*s", plus ? (int)(plus - c->method) : 31, c->method);
         snprintf(tokens, sizeof tokens, "%lld", (long long)a->config.calibration_tokens);
+        snprintf(length, sizeof length, "%lld", (long long)ablate_calibration_length(a));
         const char *arguments[24] = { a->config.model, p->converted, "--kv-heads", G, "--method", method, "--seed", seed, "--force", "--quiet", "--json" };
         int n = 11;
         if (strcmp(c->method, "auto") != 0) { /* which chooses refit and grouping by itself */
@@ -44,6 +45,10 @@ enum code ablate_convert(const struct ablation *a, struct cell *c, const struct 
             arguments[n++] = calibration;
             arguments[n++] = "--calibration-tokens";
             arguments[n++] = tokens;
+        }
+        if (calibration && ablate_calibration_length(a)) {
+            arguments[n++] = "--sequence-length";
+            arguments[n++] = length;
         }
         if (plus) {
             arguments[n++] = "--refit";
