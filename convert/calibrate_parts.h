@@ -56,7 +56,7 @@ int64_t refit_width(const struct arch *a, const struct arch_block *b); /* floats
 enum code refit_scores(struct calibrating *c, int64_t layer) MUST_USE;
 /* refit_newton.c. Nothing where the budget allows too few tokens; else all four projections of the attention together, to bring mid0 - mid1 (or, in parallel forms, next0 - out1) to zero. */
 enum code refit_newton(struct calibrating *c, int64_t layer) MUST_USE;
-int64_t refit_newton_bytes(const struct arch *a, const struct arch_block *b, int64_t G, int64_t length, int64_t rows);
+int64_t refit_newton_bytes(const struct arch *a, const struct arch_block *b, int64_t G, int64_t length, int64_t rows); /* newton_size.c */
 int64_t refit_scores_bytes(const struct arch_block *b, int64_t G, int64_t length); /* of all threads */
 /* ERR_UNSUPPORTED with the reason where a family's form does not allow what is asked. */
 enum code refit_check(const struct arch *a, enum refit r) MUST_USE;
