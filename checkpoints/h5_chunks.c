@@ -31,15 +31,18 @@ static const char *read_filters(hid_t dcpl, struct filters *f)
     return NULL;
 }
 
-/* Whether the n bytes at p inflate to exactly `want`. */
-static int inflates_to(unsigned char *p, size_t n, hsize_t want)
+const char H5_NO_MEMORY[] = "no memory to check it";
+static const char NOT_ITS_SIZE[] = "damaged, a chunk cannot be inflated to its size";
+
+/* NULL if the n bytes at p inflate to exactly `want`. */
+static const char *inflate_problem(unsigned char *p, size_t n, hsize_t want)
 {
     unsigned char out[1 << 15];
     z_stream z = {.next_in = p, .avail_in = (uInt)n};
     hsize_t got = 0;
     int r = Z_OK;
     if (inflateInit(&z) != Z_OK)
-        return 0;
+        return H5_NO_MEMORY;
     while (r == Z_OK && got <= want) {
         z.next_out = out;
         z.avail_out = sizeof out;
@@ -47,7 +50,7 @@ static int inflates_to(unsigned char *p, size_t n, hsize_t want)
         got += sizeof out - z.avail_out;
     }
     inflateEnd(&z);
-    return r == Z_STREAM_END && got == want;
+    return r == Z_STREAM_END && got == want ? NULL : r == Z_MEM_ERROR ? H5_NO_MEMORY : NOT_ITS_SIZE;
 }
 
 static const char *deflated_problem(hid_t set, const hsize_t at[2], const struct filters *f, hsize_t stored, hsize_t bytes)
@@ -58,12 +61,14 @@ static const char *deflated_problem(hid_t set, const hsize_t at[2], const struct
         return "damaged, a chunk has an impossible size";
     unsigned char *raw = malloc(stored + 1);
     if (!raw)
-        return "no memory to check a chunk";
+        return H5_NO_MEMORY;
     const char *problem = NULL;
-    if (H5Dread_chunk(set, H5P_DEFAULT, at, &mask, raw) < 0 || (mask == 0 && !inflates_to(raw, stored - added, bytes)))
-        problem = "damaged, a chunk cannot be inflated to its size";
+    if (H5Dread_chunk(set, H5P_DEFAULT, at, &mask, raw) < 0)
+        problem = NOT_ITS_SIZE;
     else if (mask != 0)
         problem = "a chunk that was written without its filters";
+    else
+        problem = inflate_problem(raw, stored - added, bytes);
     free(raw);
     return problem;
 }

@@ -112,7 +112,7 @@ struct walk { const char *path; struct h5_file *f; int data, depth, objects; enu
 static herr_t refuse(struct walk *w, const char *name, const char *what)
 {
     if (w->code == OK)
-        w->code = fail(ERR_INPUT, "%s: %s: %s", w->path, name, what);
+        w->code = fail(what == H5_NO_MEMORY ? ERR_MEMORY : ERR_INPUT, "%s: %s: %s", w->path, name, what);
     return -1;
 }
 

@@ -36,6 +36,7 @@ enum code h5_fail(struct h5_file *f, enum code code, const char *name, const cha
 enum code h5_io_check(struct h5_file *f) MUST_USE;
 hid_t h5_set_open(struct h5_file *f, const char *name); /* cached; do not close */
 void h5_sets_close(struct h5_file *f);
+extern const char H5_NO_MEMORY[]; /* a problem that is not the file's; told by its address */
 /* h5_chunks.c. What is wrong with a dataset's chunks or filters before any is read; NULL: nothing. n and chunk [nd] in elements of `size` bytes. */
 const char *h5_chunks_problem(hid_t set, hid_t dcpl, int nd, const hsize_t n[2], const hsize_t chunk[2], size_t size);
 

@@ -2,7 +2,10 @@
  * open; index and files must agree in both directions. */
 #include "hf.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -11,10 +14,8 @@
 
 int hf_has(const char *dir, const char *name)
 {
-    char *path = io_join(dir, name);
-    int there = path && io_exists(path);
-    free(path);
-    return there;
+    char path[PATH_MAX]; /* a question that lack of memory must not answer */
+    return snprintf(path, sizeof path, "%s/%s", dir, name) < (int)sizeof path && io_exists(path);
 }
 
 enum code hf_read_in(const char *dir, const char *name, size_t limit, char **path, char **bytes, size_t *n)
@@ -84,20 +85,25 @@ static int below(const char *path, const char *dir)
  * models--OWNER--NAME/snapshots/HASH into models--OWNER--NAME/blobs: those are followed. */
 static enum code link_check(const char *dir, const char *name)
 {
-    char *path = io_join(dir, name), *real = realpath(path, NULL), *home = realpath(dir, NULL), *blobs = NULL;
+    char *path = io_join(dir, name), *real = path ? realpath(path, NULL) : NULL, *home = real ? realpath(dir, NULL) : NULL, *blobs = NULL;
     enum code c = OK;
-    if (!real || !home) {
+    if (!path || ((!real || !home) && errno == ENOMEM)) {
+        c = fail(ERR_MEMORY, "%s: out of memory for a path", dir);
+    } else if (!real || !home) {
         c = fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is missing; if a download was cut short, repeat it", path);
     } else if (!below(real, home)) {
         char *cache = strdup(home), *slash = cache ? strrchr(cache, '/') : NULL;
         if (slash)
             *slash = 0;
         size_t n = cache ? strlen(cache) : 0;
-        if (n > 10 && !strcmp(cache + n - 10, "/snapshots")) {
+        int hub = n > 10 && !strcmp(cache + n - 10, "/snapshots");
+        if (hub) {
             cache[n - 10] = 0;
             blobs = io_join(cache, "blobs");
         }
-        if (!blobs || !below(real, blobs))
+        if (!cache || (hub && !blobs))
+            c = fail(ERR_MEMORY, "%s: out of memory for a path", dir);
+        else if (!hub || !below(real, blobs))
             c = fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is a link out of the directory, to %s; copy the file here", path, real);
         free(cache);
     }

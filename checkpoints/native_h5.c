@@ -246,7 +246,7 @@ static enum code step_form_open(struct checkpoint **ck, const char *path, const 
     if (!dir)
         return fail(ERR_INPUT, "%s: holds no step of a training run", path);
     file = io_join(dir, STEP_FILE);
-    enum code c = h5_walk_forked(file, 0);
+    enum code c = file ? h5_walk_forked(file, 0) : fail(ERR_MEMORY, "%s: out of memory for a path", path);
     if (c == OK)
         c = reader_open(ck, &form_step, dir, file);
     if (c == OK)

@@ -92,7 +92,7 @@ enum code state_save(struct run *r)
     free(r->saved_path);
     r->saved_path = io_join(o->output_dir, name);
     r->saved_at = host_seconds();
-    return OK;
+    return r->saved_path ? OK : fail(ERR_MEMORY, "%s: out of memory for a path", o->output_dir);
 }
 
 static const json_t *path_get(const json_t *root, const char *path)
@@ -246,6 +246,7 @@ enum code state_resume(struct run *r, int *resumed)
         snprintf(name, sizeof name, "step-%08lld", (long long)r->state.step);
         r->saved_path = automatic ? io_join(o->output_dir, name) : strdup(from);
         r->saved_at = host_seconds();
+        c = r->saved_path ? OK : fail(ERR_MEMORY, "%s: out of memory for a path", o->output_dir);
     }
     step_close(reader);
     return c;
