@@ -9,6 +9,7 @@
 #include "arch.h"
 #include "base/base.h"
 #include "card.h"
+#include "kv_budget.h"
 #include "provenance.h"
 
 #ifdef __cplusplus

@@ -11,20 +11,6 @@
 
 #define TIE 1e-12 /* a smaller share of the cost is no difference */
 
-enum code budget_parse(int64_t *bytes, const char *text, int64_t most, int64_t least)
-{
-    char *end;
-    double x = strtod(text, &end);
-    int percent = *end == '%';
-    if (end == text || end[percent] || !isfinite(x) || x <= 0 || x > 1e18 || (!percent && x != floor(x)))
-        return fail(ERR_USAGE, "--kv-budget \"%s\": expected a share of the source's K/V bytes per token (50%%) or a number of bytes (of %lld)", text, (long long)most);
-    *bytes = (int64_t)floor(percent ? (double)most * x / 100 + 1e-6 : x);
-    if (*bytes < least)
-        return fail(ERR_USAGE, "--kv-budget %s is %lld bytes per token, but one head in every layer takes %lld (%.1f%% of the source's %lld)", text, (long long)*bytes,
-                    (long long)least, 100 * (double)least / (double)most, (long long)most);
-    return OK;
-}
-
 /* ---- the program ---- */
 
 static int64_t divisor(int64_t a, int64_t b)
@@ -163,15 +149,13 @@ enum code budget_open(struct budget *b, const struct arch *a, enum dtype type)
 }
 
 /* A number of its own for a layer: can the target say it? */
-static enum code check_home(const struct budget *b, const struct arch *from, const struct options *o)
+static enum code check_home(const struct arch *from, const struct options *o)
 {
     struct arch a;
     struct ckpt_choice choice;
-    if (b->L < 2 || b->layer[0].n < 2)
-        return OK;
-    TRY(arch_copy(&a, from));
-    a.stack[STACK_DEC].block[0].G = b->layer[0].option[b->layer[0].n - 1].G;
-    enum code c = ckpt_choose(&a, o->target, (enum ckpt_home)o->home, o->family, &choice);
+    int differs;
+    TRY(kv_budget_uneven(&a, &differs, from));
+    enum code c = differs ? ckpt_choose(&a, o->target, (enum ckpt_home)o->home, o->family, &choice) : OK;
     arch_free(&a);
     if (c != ERR_UNSUPPORTED && c != ERR_INPUT)
         return c;
@@ -190,8 +174,8 @@ enum code budget_choose(struct budget *b, struct checkpoint *source, const struc
     if (!o->calibration)
         return fail(ERR_USAGE, "--kv-budget needs --calibration FILE: weights alone do not say which layers matter (any text like the training data will do)");
     TRY(budget_open(b, a, options_dtype(o) == DT_NONE ? a->dtype : options_dtype(o)));
-    TRY(budget_parse(&b->bytes, b->asked, b->most, b->least));
-    TRY(check_home(b, a, o));
+    TRY(kv_budget_parse(&b->bytes, "--kv-budget", b->asked, b->most, b->least));
+    TRY(check_home(a, o));
     if (b->bytes < b->most)
         TRY(budget_costs(b, source, o));
     return budget_solve(b);

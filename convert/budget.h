@@ -25,8 +25,6 @@ struct budget {
     struct budget_layer *layer;
 };
 
-/* `text`: "50%" of `most` or bytes. ERR_USAGE with what is possible. */
-enum code budget_parse(int64_t *bytes, const char *text, int64_t most, int64_t least) MUST_USE;
 /* Sets every layer's `chosen`; among equal costs the fewest bytes, and one number for all layers where that is as good. ERR_NUMERIC: a cost is
  * not finite; ERR_USAGE: even the smallest counts are too many. */
 enum code budget_solve(struct budget *b) MUST_USE;

@@ -124,18 +124,47 @@ static void budgets_in_words(void **state)
 {
     (void)state;
     int64_t bytes;
-    assert_ok(budget_parse(&bytes, "50%", 1000, 100));
+    assert_ok(kv_budget_parse(&bytes, "--kv-budget", "50%", 1000, 100));
     assert_int_equal(bytes, 500);
-    assert_ok(budget_parse(&bytes, "33.3%", 1000, 100));
+    assert_ok(kv_budget_parse(&bytes, "--kv-budget", "33.3%", 1000, 100));
     assert_int_equal(bytes, 333);
-    assert_ok(budget_parse(&bytes, "777", 1000, 100));
+    assert_ok(kv_budget_parse(&bytes, "--kv-budget", "777", 1000, 100));
     assert_int_equal(bytes, 777);
-    assert_ok(budget_parse(&bytes, "100%", 1000, 100));
+    assert_ok(kv_budget_parse(&bytes, "--kv-budget", "100%", 1000, 100));
     assert_int_equal(bytes, 1000);
     static const char *const wrong[] = {"", "%", "half", "50%%", "50 %", "-1", "0", "0%", "nan", "inf", "1e999", "2.5", "50%x"};
     for (size_t i = 0; i < COUNT_OF(wrong); i++)
-        assert_refused(budget_parse(&bytes, wrong[i], 1000, 100), ERR_USAGE, "expected a share");
-    assert_refused(budget_parse(&bytes, "9%", 1000, 100), ERR_USAGE, "one head in every layer takes 100 (10.0%");
+        assert_refused(kv_budget_parse(&bytes, "--kv-budget", wrong[i], 1000, 100), ERR_USAGE, "expected a share");
+    assert_refused(kv_budget_parse(&bytes, "--kv-budget", "9%", 1000, 100), ERR_USAGE, "one head in every layer takes 100 (10.0%");
+}
+
+/* What a plan takes before anything is measured: legal counts within the budget that nothing more fits into, even where layers are alike. */
+static void spread_before_measuring(void **state)
+{
+    (void)state;
+    for (int uneven = 0; uneven < 2; uneven++)
+        for (int64_t bytes = 128; bytes <= 800; bytes++) {
+            struct arch from, a;
+            small_arch(&from, 6, 6, DT_F32);
+            if (uneven)
+                from.stack[STACK_DEC].block[1].G = 2;
+            assert_ok(arch_copy(&a, &from));
+            kv_budget_spread(&a, &from, bytes, DT_F32);
+            const struct arch_block *b = a.stack[STACK_DEC].block, *all = from.stack[STACK_DEC].block;
+            int64_t used = arch_kv_bytes_per_token(&a, 0, DT_F32);
+            assert_true(used <= bytes);
+            int64_t next = 0;
+            for (int l = 0; l < 2; l++) {
+                next = b[l].G + 1;
+                while (next < all[l].G && all[l].G % next)
+                    next++;
+                assert_true(b[l].G >= 1 && all[l].G % b[l].G == 0);
+                assert_true(b[l].G == all[l].G || used + (next - b[l].G) * 64 > bytes);
+            }
+            assert_true(uneven || b[0].G == b[1].G || b[0].G == next);
+            arch_free(&from);
+            arch_free(&a);
+        }
 }
 
 /* ---- the program ---- */
@@ -251,7 +280,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(optimal_and_within), cmocka_unit_test(equal_layers_are_uniform),  cmocka_unit_test(refused_costs),
         cmocka_unit_test(budgets_in_words),   cmocka_unit_test(written_within_the_budget), cmocka_unit_test(refusals),
-        cmocka_unit_test(every_form),
+        cmocka_unit_test(every_form),         cmocka_unit_test(spread_before_measuring),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }

@@ -117,7 +117,9 @@ static void test_refusals_name_the_line(void **state)
     refused(HEAD "max_steps: 5\ndistill: {teacher: x, weight: 1.5}\n", ERR_USAGE, "distill.weight");
     refused(HEAD "max_steps: 5\ndistill: {teacher: x, temperature: 0}\n", ERR_USAGE, "distill.temperature");
     refused(HEAD "max_steps: 5\ndistill: {techer: x}\n", ERR_USAGE, "distill.teacher");
-    refused(HEAD "max_steps: 5\ngqa: {method: mean}\n", ERR_USAGE, "num_key_value_heads");
+    refused(HEAD "max_steps: 5\ngqa: {method: mean}\n", ERR_USAGE, "num_key_value_heads or kv_budget");
+    refused(HEAD "max_steps: 5\ngqa: {kv_budget: 25%}\n", ERR_USAGE, "gqa.kv_budget needs gqa.calibration");
+    refused(HEAD "max_steps: 5\ngqa: {kv_budget: 25%, calibration: f, num_key_value_heads: 2}\n", ERR_USAGE, "exclude each other");
     refused(HEAD "max_steps: 5\ninit: random\n", ERR_USAGE, "model.init");
     refused("data: {train: a}\noutput_dir: o\nsequence_len: 4\nmax_steps: 1\n", ERR_USAGE, "model.path");
     refused("model: {path: m}\noutput_dir: o\nsequence_len: 4\nmax_steps: 1\n", ERR_USAGE, "data.train");
@@ -135,6 +137,8 @@ static void test_resolved_config_is_a_fixed_point(void **state)
     static const char *const texts[] = {
         HEAD "max_steps: 5\ngqa: {num_key_value_heads: 2}\nfreeze: [embed.*, 'dec.0.*']\nglobal_batch_size: 6\nmicro_batch_size: 2\n"
              "optimizer: {lr: 3e-5, betas: [0.91, 0.97]}\n",
+        HEAD "max_steps: 5\ngqa: {kv_budget: 25%, calibration: f, method: auto}\ndistill: {weight: 0.5}\n",
+        HEAD "max_steps: 5\ngqa: {kv_budget: 4096, calibration: f}\n",
         "model: {init: random, arch: {hidden_size: 48, num_hidden_layers: 2, num_attention_heads: 6, intermediate_size: 64, "
         "tie_word_embeddings: true}}\ndata: {train: [a.txt, b.txt], validation: v.txt, tokenizer: bytes, pack: false}\n"
         "sequence_len: 16\noriginal_tokens: 5.0e9\nuptrain_fraction: 0.05\noutput_dir: 'out 1'\nlogging: {tensorboard: false}\n",

@@ -37,6 +37,7 @@ static void make_command(struct command *c, const struct options *o, const char 
     c->argv[c->n++] = o->model_path;
     c->argv[c->n++] = to;
     add_number(c, "--kv-heads", o->gqa.kv_heads);
+    add(c, "--kv-budget", o->gqa.kv_budget);
     add(c, "--method", o->gqa.method);
     add(c, "--grouping", o->gqa.grouping);
     add(c, "--calibration", o->gqa.calibration);
@@ -149,7 +150,10 @@ static enum code convert(struct run *r, const char *program, const char *record)
                     "config, or choose another output_dir", r->options.file, r->options.output_dir);
     if (unlink(record) != 0 && errno != ENOENT)
         return fail_errno(record, "removing");
-    log_info("gqa: converting %s to %lld K/V heads (%s)", r->options.model_path, (long long)r->options.gqa.kv_heads, r->options.gqa.method);
+    if (r->options.gqa.kv_budget)
+        log_info("gqa: converting %s under a K/V budget of %s (%s)", r->options.model_path, r->options.gqa.kv_budget, r->options.gqa.method);
+    else
+        log_info("gqa: converting %s to %lld K/V heads (%s)", r->options.model_path, (long long)r->options.gqa.kv_heads, r->options.gqa.method);
     if (log_is_quiet()) /* no part of the hash */
         cmd.argv[cmd.n++] = "--quiet";
     TRY(run_child(&cmd));

@@ -82,22 +82,33 @@ static enum code card_make(const struct run *r, const json_t *facts, char **card
         free(inherited);
         return fail(ERR_MEMORY, "out of memory for the model card");
     }
-    const struct arch_block *b = &r->arch.stack[STACK_DEC].block[0];
+    const struct arch_block *b = r->arch.stack[STACK_DEC].block;
+    int64_t L = r->arch.stack[STACK_DEC].L, fewer = 0, uneven = 0;
+    for (int64_t l = 0; l < L; l++) {
+        fewer |= b[l].G < b[l].H;
+        uneven |= b[l].G != b->G;
+    }
     fprintf(f, "---\n%s", inherited);
     free(inherited);
     if (o->model_path)
         fprintf(f, "base_model: %s\nbase_model_relation: finetune\n", base_name(o->model_path));
     fprintf(f, "library_name: transformers\npipeline_tag: text-generation\ntags:\n- gqakit\n");
-    if (b->G < b->H)
+    if (fewer)
         fprintf(f, "- gqa\n");
-    if (o->gqa.kv_heads != UNSET_INT)
+    if (options_converts(o))
         fprintf(f, "- %s-pool\n", o->gqa.method);
     fprintf(f, "---\n\n# %s\n\n", base_name(o->output_dir));
     if (o->model_path)
         fprintf(f, "%s, trained further by gqa-uptrain %s.", base_name(o->model_path), GQAKIT_VERSION);
     else
         fprintf(f, "Trained from random weights by gqa-uptrain %s.", GQAKIT_VERSION);
-    fprintf(f, " %lld query heads, %lld key/value heads per layer.\n", (long long)b->H, (long long)b->G);
+    if (uneven) {
+        fprintf(f, " %lld query heads; key/value heads by layer:", (long long)b->H);
+        for (int64_t l = 0; l < L; l++)
+            fprintf(f, " %lld", (long long)b[l].G);
+        fprintf(f, ".\n");
+    } else
+        fprintf(f, " %lld query heads, %lld key/value heads per layer.\n", (long long)b->H, (long long)b->G);
     fprintf(f, "\nHome: %s.\n\n| | |\n|---|---|\n", r->home.sentence);
     fprintf(f, "| steps | %lld |\n| tokens | %lld |\n", (long long)s->step, (long long)s->tokens);
     if (!isnan(o->uptrain_fraction))

@@ -35,6 +35,8 @@ static const struct config_field fields[] = {
     KEY("model.arch.eos_token_id", CONFIG_INT, arch.eos, NULL, NULL, "end of document (default: the tokenizer's)", -1, 1 << 28),
     KEY("gqa.num_key_value_heads", CONFIG_INT, gqa.kv_heads, NULL, "n_query_groups|n_kv_heads|num_query_groups",
         "convert model.path to this many K/V heads first (by gqa-convert, into output_dir/converted)", 1, 65536),
+    KEY("gqa.kv_budget", CONFIG_STR, gqa.kv_budget, NULL, NULL, "instead, with gqa.calibration: all layers' K/V bytes per token, as a share of model.path's (25%) or in bytes; "
+        "the number of heads is chosen for each layer, see gqa-convert --kv-budget", 0, 0),
     KEY("gqa.method", CONFIG_STR, gqa.method, "mean", NULL, "how heads of a group become one: see gqa-convert --help", 0, 0),
     KEY("gqa.calibration", CONFIG_STR, gqa.calibration, NULL, NULL, "tokens or text: merge by what attention reads, see gqa-convert --calibration", 0, 0),
     KEY("gqa.calibration_tokens", CONFIG_INT, gqa.calibration_tokens, NULL, NULL, "how many of them (default 32768)", 1, BIG),
@@ -187,7 +189,7 @@ static int wanted(const struct options *o, const char *key)
 {
     if (!strncmp(key, "model.arch.", 11) && o->init != INIT_RANDOM)
         return 0;
-    if (!strncmp(key, "gqa.", 4) && o->gqa.kv_heads == UNSET_INT)
+    if (!strncmp(key, "gqa.", 4) && !options_converts(o))
         return 0;
     if (!strncmp(key, "distill.", 8) && !o->distill.on)
         return 0;

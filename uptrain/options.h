@@ -17,7 +17,8 @@ struct arch_options { /* init: random */
     int tied;
 };
 
-struct gqa_options { int64_t kv_heads, calibration_tokens; const char *method, *calibration, *refit, *grouping; };
+/* One of kv_heads and kv_budget, or neither: no conversion. */
+struct gqa_options { int64_t kv_heads, calibration_tokens; const char *kv_budget, *method, *calibration, *refit, *grouping; };
 
 struct data_options {
     struct config_list train, validation; /* const char * */
@@ -51,7 +52,7 @@ struct options {
     const char *model_path;
     int init, dtype; /* dtype: 0 keep, 1 f32, 2 bf16, 3 f16 */
     struct arch_options arch;
-    struct gqa_options gqa; /* kv_heads UNSET_INT: no conversion */
+    struct gqa_options gqa;
     struct data_options data;
     int64_t sequence_len, micro_batch_size, global_batch_size, accumulation; /* after options_load the last two are set */
     double original_tokens, uptrain_fraction, max_tokens;
@@ -79,6 +80,8 @@ void options_free(struct options *o);
 void options_help(void); /* every key with default and meaning, on stdout */
 /* Only the contradictions; options_load calls it. */
 enum code options_check(struct options *o) MUST_USE;
+/* 1 when gqa asks for a conversion before training. */
+int options_converts(const struct options *o);
 enum code options_budget(const struct options *o, struct budget *b) MUST_USE;
 /* The resolved config: every key with its value, unset ones left out; it is itself a legal config. NULL: out of memory. */
 json_t *options_to_json(const struct options *o);

@@ -15,6 +15,8 @@ static int has(const struct options *o, const char *key)
     return config_has(config_root(o->config), key);
 }
 
+int options_converts(const struct options *o) { return o->gqa.kv_heads != UNSET_INT || o->gqa.kv_budget != NULL; }
+
 /* gqa-convert would refuse these too, but only once it runs: --plan shall say it. */
 static enum code check_gqa(const struct options *o)
 {
@@ -22,6 +24,11 @@ static enum code check_gqa(const struct options *o)
     int known = o->gqa.refit == NULL;
     for (size_t i = 0; i < sizeof refits / sizeof *refits; i++)
         known |= o->gqa.refit && !strcmp(o->gqa.refit, refits[i]);
+    if (o->gqa.kv_budget && o->gqa.kv_heads != UNSET_INT)
+        return fail(ERR_USAGE, "%s: gqa.num_key_value_heads and gqa.kv_budget exclude each other; keep one", at(o, "gqa.kv_budget"));
+    if (o->gqa.kv_budget && !o->gqa.calibration)
+        return fail(ERR_USAGE, "%s: gqa.kv_budget needs gqa.calibration: weights alone do not say which layers matter (a file of tokens or text like the training data)",
+                    at(o, "gqa.kv_budget"));
     if (!known)
         return fail(ERR_USAGE, "%s: gqa.refit: \"%s\" is not known; legal: none, output, block, all", at(o, "gqa.refit"), o->gqa.refit);
     if (!o->gqa.calibration && o->gqa.refit && strcmp(o->gqa.refit, "none"))
@@ -38,7 +45,7 @@ static enum code check_model(const struct options *o)
     if (o->init == INIT_RANDOM) {
         if (o->model_path)
             return fail(ERR_USAGE, "%s: model.path and model.init: random exclude each other; remove one", at(o, "model.path"));
-        if (o->gqa.kv_heads != UNSET_INT)
+        if (options_converts(o))
             return fail(ERR_USAGE, "%s: gqa converts a checkpoint, but model.init is random; set model.arch.num_key_value_heads instead",
                         at(o, "gqa"));
         for (size_t i = 0; i < sizeof need / sizeof *need; i++)
@@ -51,8 +58,8 @@ static enum code check_model(const struct options *o)
     if (has(o, "model.arch"))
         return fail(ERR_USAGE, "%s: model.arch only goes with model.init: random; the architecture comes from %s", at(o, "model.arch"),
                     o->model_path);
-    if (has(o, "gqa") && o->gqa.kv_heads == UNSET_INT)
-        return fail(ERR_USAGE, "%s: gqa needs num_key_value_heads; remove the gqa block to train the model as it is", at(o, "gqa"));
+    if (has(o, "gqa") && !options_converts(o))
+        return fail(ERR_USAGE, "%s: gqa needs num_key_value_heads or kv_budget; remove the gqa block to train the model as it is", at(o, "gqa"));
     return check_gqa(o);
 }
 
@@ -121,7 +128,7 @@ static enum code check_distill(struct options *o)
         return OK;
     if (d->teacher && !*d->teacher)
         return fail(ERR_USAGE, "%s: distill.teacher is empty", at(o, "distill.teacher"));
-    if (!d->teacher && o->gqa.kv_heads == UNSET_INT)
+    if (!d->teacher && !options_converts(o))
         return fail(ERR_USAGE, "%s: distill needs a teacher: only with a gqa block it is the model before conversion; set distill.teacher to the original "
                     "checkpoint", at(o, "distill"));
     if (!d->teacher)

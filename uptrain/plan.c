@@ -77,7 +77,7 @@ enum code plan_make(struct run *r, struct plan *p)
     int64_t element = width[o->dtype] ? width[o->dtype] : o->init == INIT_RANDOM ? 4 : (int64_t)dtype_bytes(r->arch.dtype);
     int64_t step = p->moments + (m.no_master ? p->memory.parameters : p->memory.gradients), result = p->parameters * element;
     p->disk_needed = (o->save_steps > 0 && r->budget.steps > 0 ? (o->save_total_limit + 1) * step : step) + result;
-    if (r->plan && o->gqa.kv_heads != UNSET_INT)
+    if (r->plan && options_converts(o))
         p->disk_needed += result;
     TRY(io_free_bytes(o->output_dir, &p->disk_free));
     if (r->plan) {
@@ -143,6 +143,9 @@ static void print_json(const struct run *r, const struct plan *p)
         json_object_set_new(j, "teacher", json_pack("{s:s, s:I, s:s?, s:I, s:I, s:I}", "path", o->distill.teacher, "memory", (json_int_t)p->teacher_total,
                                                     "cache", r->distill.cache_path, "windows", (json_int_t)p->cache.windows, "missing",
                                                     (json_int_t)p->cache.missing, "cache_bytes_at_most", (json_int_t)p->cache.bytes));
+    if (r->kv_bytes)
+        json_object_set_new(j, "kv_budget", json_pack("{s:s, s:I, s:I}", "asked", o->gqa.kv_budget, "bytes", (json_int_t)r->kv_bytes, "source_bytes",
+                                                      (json_int_t)r->kv_bytes_source));
     json_print(j, 2);
     json_decref(j);
 }
@@ -180,6 +183,9 @@ void plan_print(const struct run *r, const struct plan *p)
     }
     format_count(a, (double)p->parameters);
     printf("model                  %s, %s parameters\n", r->arch.family, a);
+    if (r->kv_bytes)
+        printf("K/V budget             %s: %lld of %lld bytes per token; gqa-convert chooses each layer's number of heads\n", o->gqa.kv_budget, (long long)r->kv_bytes,
+               (long long)r->kv_bytes_source);
     printf("steps                  %lld of %lld sequences (%lld x %lld) of %lld tokens\n", (long long)r->budget.steps,
            (long long)o->global_batch_size, (long long)o->accumulation, (long long)o->micro_batch_size, (long long)o->sequence_len);
     format_count(a, (double)r->budget.tokens);

@@ -89,6 +89,7 @@ struct run {
     struct arch arch;
     int arch_known;
     struct ckpt_choice home; /* of output_dir/final: the model's own class, or our own form */
+    int64_t kv_bytes, kv_bytes_source; /* gqa.kv_budget: allowed per token, and those of model.path; 0: none */
     struct dataset data;
     struct model *model;
     struct optimizer optimizer;
@@ -107,6 +108,10 @@ struct run {
 
 /* convert_first.c. Runs gqa-convert into output_dir/converted unless it is complete there for the same inputs. */
 enum code convert_first(struct run *r) MUST_USE;
+
+/* regroup.c. What gqa will make of the heads, before it is done. check: gqa.kv_budget against model.path; regroup: a plan's architecture. */
+enum code regroup_check(struct run *r) MUST_USE;
+enum code regroup(struct run *r) MUST_USE;
 
 /* dataset.c */
 enum code dataset_tokenizer(struct dataset *d, const struct options *o, struct checkpoint *source /* or NULL */) MUST_USE;

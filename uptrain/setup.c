@@ -69,22 +69,6 @@ static enum code arch_of_options(struct run *r)
     return c == ERR_INPUT ? fail_in(ERR_USAGE, "%s", o->file) : c;
 }
 
-/* A plan does not convert: it changes a copy of the architecture as gqa-convert would. */
-static enum code regroup(struct run *r)
-{
-    int64_t G = r->options.gqa.kv_heads;
-    struct ckpt_choice choice;
-    for (int64_t l = 0; l < r->arch.stack[STACK_DEC].L; l++) {
-        struct arch_block *b = &r->arch.stack[STACK_DEC].block[l];
-        if (b->G % G != 0 && !(G > b->G && G % b->G == 0 && b->H % G == 0))
-            return fail(ERR_USAGE, "%s: %lld K/V heads of layer %lld cannot become %lld; use a divisor", at(r, "gqa.num_key_value_heads"),
-                        (long long)b->G, (long long)l, (long long)G);
-        b->G = G;
-    }
-    TRY(ckpt_choose(&r->arch, r->options.output_dir, HOME_AUTO, NULL, &choice));
-    return ckpt_choice_arch(&r->arch, &choice);
-}
-
 /* What is trained must be writable at the end: decided here, before hours are spent. */
 static enum code choose_home(struct run *r)
 {
@@ -111,12 +95,14 @@ enum code setup_source(struct run *r)
         return choose_home(r);
     }
     r->source_path = o->model_path;
-    if (o->gqa.kv_heads != UNSET_INT && !r->plan)
+    if (o->gqa.kv_budget)
+        TRY(regroup_check(r));
+    if (options_converts(o) && !r->plan)
         TRY(convert_first(r));
     TRY(ckpt_open(&r->source, r->source_path, NULL));
     TRY(arch_copy(&r->arch, ckpt_arch(r->source)));
     r->arch_known = 1;
-    if (o->gqa.kv_heads != UNSET_INT && r->plan)
+    if (options_converts(o) && r->plan)
         TRY(regroup(r));
     TRY(choose_home(r));
     return dataset_tokenizer(&r->data, o, r->source);

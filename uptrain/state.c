@@ -115,7 +115,7 @@ static void as_text(char out[80], const json_t *v)
 /* Keys that decide the bits of a step, or which samples it sees. */
 static enum code check_config(const struct run *r, const json_t *then, const json_t *now, const char *where)
 {
-    static const char *const fixed[] = {"seed", "sequence_len", "micro_batch_size", "global_batch_size", "data.pack", "gqa.num_key_value_heads",
+    static const char *const fixed[] = {"seed", "sequence_len", "micro_batch_size", "global_batch_size", "data.pack", "gqa.num_key_value_heads", "gqa.kv_budget",
                                         "model.init", "precision", "master_weights"};
     static const char *const told[] = {"max_steps", "max_tokens", "uptrain_fraction", "original_tokens", "optimizer", "lr_scheduler",
                                        "max_grad_norm", "freeze", "eval_batches", "model.path", "activation_checkpointing", "distill.weight",
