@@ -29,7 +29,7 @@ static enum code choose(struct calibration_tokens *t, const struct tokens *from,
     int64_t count = tokens_count(from), asked = o->calibration_tokens ? o->calibration_tokens : CALIBRATION_TOKENS;
     t->length = o->sequence_length;
     if (!t->length) {
-        t->length = a->max_positions > 0 && a->max_positions < 1024 ? a->max_positions : 1024;
+        t->length = a->max_positions > 0 && a->max_positions < CALIBRATION_LONGEST ? a->max_positions : CALIBRATION_LONGEST;
         if (t->length > (count - 1) / 10) /* a short file: ten sequences, one of them held out */
             t->length = (count - 1) / 10;
     }

@@ -37,6 +37,9 @@ enum data_format { DATA_AUTO, DATA_LLMC, DATA_RAW, DATA_MEGATRON, DATA_TEXT, DAT
 /* What DATA_AUTO would take `path` for, by magic and extension. Text and JSON lines need a tokenizer. */
 enum code data_detect_format(const char *path, enum data_format *format) MUST_USE;
 
+/* Sequences of a calibration are no longer unless gqa-convert --sequence-length says so. */
+enum { CALIBRATION_LONGEST = 1024 };
+
 struct tokens_options {
     enum data_format format; /* auto: by magic and extension (.bin .idx .txt .jsonl, each also .gz) */
     enum dtype dtype;        /* headerless: u16 or u32 given as DT_U16 / DT_I32; DT_NONE: by V <= 65536, said in a log line */

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "data/data.h"
+
 static void id_of(char id[17], const json_t *config)
 {
     char *text = json_text(config, JSON_COMPACT | JSON_SORT_KEYS);
@@ -24,8 +26,7 @@ const char *ablate_calibration(const struct ablation *a, const char *method)
 
 int64_t ablate_calibration_length(const struct ablation *a)
 {
-    enum { LONGEST = 1024 }; /* gqa-convert's own default is no longer either */
-    return a->config.context <= LONGEST ? a->config.context : 0;
+    return a->config.context <= CALIBRATION_LONGEST ? a->config.context : 0;
 }
 
 /* A file by name and size: one written anew with other contents is nearly always another size. */

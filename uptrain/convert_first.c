@@ -11,7 +11,7 @@
 #include "run.h"
 #include "signals.h"
 
-struct command { const char *argv[32]; int n; char numbers[4][32]; int n_numbers; };
+struct command { const char *argv[32]; int n; char numbers[5][32]; int n_numbers; };
 
 static void add(struct command *c, const char *flag, const char *value)
 {
@@ -42,6 +42,7 @@ static void make_command(struct command *c, const struct options *o, const char 
     add(c, "--grouping", o->gqa.grouping);
     add(c, "--calibration", o->gqa.calibration);
     add_number(c, "--calibration-tokens", o->gqa.calibration_tokens);
+    add_number(c, "--sequence-length", o->gqa.calibration && o->sequence_len <= CALIBRATION_LONGEST ? o->sequence_len : UNSET_INT); /* training sees the same positions */
     add(c, "--refit", o->gqa.calibration ? o->gqa.refit : NULL);
     add_number(c, "--seed", o->seed);
     add(c, "--moments", o->optimizer.moments == MOMENTS_AUTO ? "carry" : NULL);

@@ -38,7 +38,7 @@ static const struct config_field fields[] = {
     KEY("gqa.kv_budget", CONFIG_STR, gqa.kv_budget, NULL, NULL, "instead, with gqa.calibration: all layers' K/V bytes per token, as a share of model.path's (25%) or in bytes; "
         "the number of heads is chosen for each layer, see gqa-convert --kv-budget", 0, 0),
     KEY("gqa.method", CONFIG_STR, gqa.method, "mean", NULL, "how heads of a group become one: see gqa-convert --help", 0, 0),
-    KEY("gqa.calibration", CONFIG_STR, gqa.calibration, NULL, NULL, "tokens or text: merge by what attention reads, see gqa-convert --calibration", 0, 0),
+    KEY("gqa.calibration", CONFIG_STR, gqa.calibration, NULL, NULL, "tokens or text: merge by what attention reads, see gqa-convert --calibration; in sequences of sequence_len, of 1024 at most", 0, 0),
     KEY("gqa.calibration_tokens", CONFIG_INT, gqa.calibration_tokens, NULL, NULL, "how many of them (default 32768)", 1, BIG),
     KEY("gqa.refit", CONFIG_STR, gqa.refit, NULL, NULL, "none, output, block or all: see gqa-convert --refit; needs gqa.calibration", 0, 0),
     KEY("gqa.grouping", CONFIG_STR, gqa.grouping, NULL, NULL, "which heads share a group: consecutive (default) or similar, see gqa-convert --help", 0, 0),
