@@ -30,6 +30,13 @@ enum code tokenizer_encode(const struct tokenizer *t, const char *text, size_t n
  * a character is not valid UTF-8: whoever needs that (JSON) must check. An unknown id is ERR_INPUT. */
 enum code tokenizer_decode(const struct tokenizer *t, const int32_t *ids, int64_t n_ids, char **text, size_t *n) MUST_USE;
 
+/* Bytes of text that tokens stand for, remembered for each id. V: ids below it; bos, eos: the document's marks, -1 none. */
+struct text_bytes;
+enum code text_bytes_open(struct text_bytes **b, const struct tokenizer *t, int64_t V, int bos, int eos) MUST_USE;
+void text_bytes_close(struct text_bytes *b); /* of NULL too */
+/* *sum += those of `id` behind `before` (-1: the first of its document). Special tokens and ids without a text: 0. */
+enum code text_bytes_add(struct text_bytes *b, int32_t before, int32_t id, int64_t *sum) MUST_USE;
+
 /* ---- token files -------------------------------------------------------------------------------------------------- */
 
 enum data_format { DATA_AUTO, DATA_LLMC, DATA_RAW, DATA_MEGATRON, DATA_TEXT, DATA_JSONL };

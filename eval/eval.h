@@ -55,10 +55,11 @@ struct window_options {
     int64_t context, stride, limit /* tokens, 0: all */;
     int pack, eos;
     json_t *windows; /* NULL, or an array that gets [sum of -ln p, tokens] of every window */
+    struct text_bytes *bytes; /* NULL, or what counts the bytes of the tokens scored */
 };
 struct window_result {
     double nats, stderr_nats; /* sum of -ln p over tokens; standard error of their mean */
-    int64_t tokens;
+    int64_t tokens, bytes;
     double kl, kl_stderr;     /* sum of KL(reference || model), where score_windows has a reference */
 };
 /* Rows scored at once: the model must be opened with B at least this and T = context. */

@@ -68,10 +68,31 @@ static void print_result(struct session *s, const struct options *o, const struc
     printf("context, stride    %lld, %lld\n", (long long)w->context, (long long)w->stride);
 }
 
+/* Bytes of the text that the scored tokens make up: of all its bytes the tokenizer's share, so that what it changes in a text (Unicode forms,
+ * the marks between documents) is spread evenly. Without a tokenizer only a whole file's are known; -1: not known. */
+static enum code scored_bytes(const struct tokens *t, const struct window_options *w, const struct window_result *r, int64_t *bytes)
+{
+    int64_t n = tokens_count(t), of_all = 0;
+    int32_t ids[1025];
+    *bytes = w->limit == 0 && !tokens_has_mask(t) ? tokens_bytes(t) : -1;
+    if (!w->bytes || tokens_bytes(t) < 0)
+        return OK;
+    ids[0] = -1; /* the token before */
+    for (int64_t from = 0, count; from < n; from += count) {
+        count = n - from < 1024 ? n - from : 1024;
+        tokens_get(t, from, count, ids + 1);
+        for (int64_t i = 0; i < count; i++)
+            TRY(text_bytes_add(w->bytes, ids[i], ids[i + 1], &of_all));
+        ids[0] = ids[count];
+    }
+    *bytes = of_all > 0 ? (int64_t)llround((double)tokens_bytes(t) * ((double)r->bytes / (double)of_all)) : -1;
+    return OK;
+}
+
 static enum code measure(struct session *s, const struct session_options *so, struct options *o)
 {
     const struct arch *a = ckpt_arch(s->checkpoint);
-    struct window_options w = { o->context, o->stride, o->limit, o->pack, a->eos, o->windows && o->json ? json_array() : NULL };
+    struct window_options w = { o->context, o->stride, o->limit, o->pack, a->eos, o->windows && o->json ? json_array() : NULL, NULL };
     if (w.context == 0)
         w.context = a->max_positions < 1024 ? a->max_positions : 1024;
     if (w.stride == 0)
@@ -87,6 +108,7 @@ static enum code measure(struct session *s, const struct session_options *so, st
             to.tokenizer = tokenizer;
             to.bos = tokenizer_bos(tokenizer) >= 0 ? tokenizer_bos(tokenizer) : a->bos;
             to.eos = w.eos = tokenizer_eos(tokenizer) >= 0 ? tokenizer_eos(tokenizer) : a->eos;
+            c = text_bytes_open(&w.bytes, tokenizer, a->V, to.bos, to.eos);
         }
     }
     struct window_result r;
@@ -104,8 +126,12 @@ static enum code measure(struct session *s, const struct session_options *so, st
         c = session_model(s, so, shape);
     if (c == OK)
         c = score_windows(s, &tokens, 1, &w, &r);
-    if (c == OK) /* bits per byte need the bytes of exactly the tokens scored: whole files, without a mask */
-        print_result(s, o, &w, &r, o->limit == 0 && !tokens_has_mask(tokens) ? tokens_bytes(tokens) : -1);
+    int64_t bytes;
+    if (c == OK)
+        c = scored_bytes(tokens, &w, &r, &bytes);
+    if (c == OK)
+        print_result(s, o, &w, &r, bytes);
+    text_bytes_close(w.bytes);
     tokens_close(tokens);
     tokenizer_close(tokenizer);
     json_decref(w.windows);

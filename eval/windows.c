@@ -66,7 +66,7 @@ struct scorer {
     int64_t done;
 };
 
-static void add_rows(struct scorer *scorer, const struct batch *b, int64_t rows, struct window_result *r)
+static enum code add_rows(struct scorer *scorer, const struct batch *b, int64_t rows, struct window_result *r)
 {
     for (int64_t row = 0; row < rows; row++) {
         double s = 0, c = 0;
@@ -74,6 +74,8 @@ static void add_rows(struct scorer *scorer, const struct batch *b, int64_t rows,
             if (b->targets[k] >= 0) {
                 s -= (double)scorer->logp[k];
                 c += 1;
+                if (scorer->o->bytes)
+                    TRY(text_bytes_add(scorer->o->bytes, b->ids[k], b->targets[k], &r->bytes));
             }
         if (c > 0)
             blocks_add(&scorer->blocks, s, c);
@@ -85,6 +87,7 @@ static void add_rows(struct scorer *scorer, const struct batch *b, int64_t rows,
         r->nats += s;
         r->tokens += (int64_t)c;
     }
+    return OK;
 }
 
 static enum code score_file(struct scorer *k, const struct tokens *t, struct window_result *r)
@@ -106,7 +109,7 @@ static enum code score_file(struct scorer *k, const struct tokens *t, struct win
         int64_t count = 0;
         memset(k->kl, 0, (size_t)k->b.B * sizeof *k->kl);
         TRY(model_score(k->s->model, &b, view_2d(k->logp, DT_F32, rows, b.T), &loss, &count));
-        add_rows(k, &b, rows, r);
+        TRY(add_rows(k, &b, rows, r));
         char text[48];
         snprintf(text, sizeof text, "nats %.4f", r->tokens ? r->nats / (double)r->tokens : 0.0);
         progress_update(&k->p, k->done + scored, text);

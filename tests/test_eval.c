@@ -39,7 +39,12 @@ static void perplexity_is_the_mean_of_scores(void **state)
     double loss = json_number_at(p, "nats_per_token");
     assert_true(loss > 4.0 && loss < 8.0);
     assert_true(fabs(json_number_at(p, "perplexity") - exp(loss)) < 1e-6 * exp(loss));
-    assert_true(fabs(json_number_at(p, "bits_per_byte") - loss * 1499 / 1500 / log(2.0)) < 1e-6);
+    assert_int_equal(json_integer_value(json_object_get(p, "bytes")), 1499); /* of the tokens scored, not of the text */
+    assert_true(fabs(json_number_at(p, "bits_per_byte") - loss / log(2.0)) < 1e-6);
+    json_t *part = program_json(EVAL("perplexity", model, "--data", text, "--tokenizer", "bytes", "--context", "50", "--limit", "321", "--json"));
+    assert_int_equal(json_integer_value(json_object_get(part, "bytes")), 321);
+    assert_true(fabs(json_number_at(part, "bits_per_byte") - json_number_at(part, "nats_per_token") / log(2.0)) < 1e-6);
+    json_decref(part);
     /* The same windows by hand: window i is ids[50 i .. 50 i + 50]. */
     char line[4096];
     double sum = 0;
