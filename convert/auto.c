@@ -1,4 +1,4 @@
-/* See auto.h. Measured (README, "How heads are merged"): with a calibration the strongest refit, after align if that is `all` (which moves
+/* See auto.h. Measured (docs/merging.md): with a calibration the strongest refit, after align if that is `all` (which moves
  * the bases itself, and ends lower from align's), else after svd; without one, svd. Groups by likeness where heads may be permuted. Heads that are copies need nothing: their mean is each of them. */
 #include "auto.h"
 

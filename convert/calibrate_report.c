@@ -68,7 +68,7 @@ static void made_by(const struct plan *plan, const struct options *o, char *text
         snprintf(text + used, n - (size_t)used, " keeping %.0f%% of the K/V heads", 100 * (double)to / (double)from);
 }
 
-/* The share of mean's gap that is usually closed at once, at the least: measured on the checkpoints that README names. */
+/* The share of mean's gap that is usually closed at once, at the least: measured on the checkpoints that docs/merging.md names. */
 static double usual_share(const struct options *o)
 {
     if (o->refit != REFIT_NONE)
