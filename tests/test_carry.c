@@ -1,101 +1,12 @@
 /* AdamW's moments through gqa-convert into gqa-uptrain: sums over the groups where heads are merged plainly, the merge's own maps where
  * heads are turned (found again here from the weights, by least squares), the very gradient of the merged model where heads were equal, and
  * a run that goes on as if nothing had happened where nothing was merged. */
-#include "harness.h"
+#include "carry_case.h"
 #include "programs.h"
 #include "runs.h"
 #include "small_checkpoint.h"
 
 #include <math.h>
-
-enum { C = 24, D = 8, H = 6, L = 2, CD = C * D };
-
-static char *model_of(const char *name, int64_t G, int64_t repeat)
-{
-    struct arch a;
-    small_arch(&a, H, G, DT_F32);
-    a.V = a.original_vocab = 256;
-    a.bos = a.eos = -1;
-    char *path = temp_path(name);
-    small_write(path, &a, 3, repeat, NULL);
-    arch_free(&a);
-    return path;
-}
-
-static char *config(void)
-{
-    char text[1024];
-    runs_text("carry.txt", 1, 900);
-    runs_text("window.txt", 4, 9); /* cut below: one window, so that every step sees the same */
-    char *window = temp_path("window.txt"), *bytes = NULL;
-    size_t n = 0;
-    assert_ok(io_read_all(window, 1 << 16, &bytes, &n));
-    assert_true(n >= 25);
-    temp_write("window.txt", bytes, 25);
-    free(bytes);
-    free(window);
-    snprintf(text, sizeof text, "model: {path: %s/unset}\ndata: {train: [%s/carry.txt], tokenizer: bytes}\nsequence_len: 24\nmicro_batch_size: 2\n"
-             "max_steps: 3\noptimizer: {lr: 3e-3}\nlr_scheduler: {name: constant}\nsave_steps: 3\nlogging_steps: 1\nthreads: 1\noutput_dir: %s/unset\n",
-             temp_dir(), temp_dir(), temp_dir());
-    temp_write("carry.yaml", text, strlen(text));
-    return temp_path("carry.yaml");
-}
-
-/* gqa-uptrain on `model` into TEMP/out; returns that path. */
-static char *train(const char *model, const char *out, const char *a, const char *b, const char *c, const char *say)
-{
-    char path[700], dir[700], *yaml = config(), *to = temp_path(out);
-    snprintf(path, sizeof path, "model.path=%s", model);
-    snprintf(dir, sizeof dir, "output_dir=%s", to);
-    struct child run = UPTRAIN(yaml, path, dir, a, b, c);
-    if (run.status != 0 || (say && !strstr(run.err, say)))
-        print_error("exit %d: %s\n", run.status, run.err);
-    assert_int_equal(run.status, 0);
-    assert_true(!say || strstr(run.err, say) != NULL);
-    child_free(&run);
-    free(yaml);
-    return to;
-}
-
-static float *step_values(const char *dir, const char *name, int64_t n0, int64_t n1)
-{
-    struct step_reader *r;
-    int found;
-    float *x = malloc((size_t)(n0 * n1) * sizeof *x);
-    assert_non_null(x);
-    assert_ok(step_open(&r, dir, &found));
-    assert_true(found);
-    struct step_array a = {.dtype = DT_F32, .nd = n1 > 1 ? 2 : 1, .n = {n0, n1}, .p = x};
-    snprintf(a.name, sizeof a.name, "%s", name);
-    assert_ok(step_read(r, &a));
-    step_close(r);
-    return x;
-}
-
-static float *moment(const char *dir, char which, int layer, const char *name, int64_t n0, int64_t n1)
-{
-    char full[80];
-    snprintf(full, sizeof full, "%c/dec.%d.%s", which, layer, name);
-    return step_values(dir, full, n0, n1);
-}
-
-static char *beside(const char *converted)
-{
-    char *path = io_join(converted, MOMENTS_DIR);
-    assert_non_null(path);
-    return path;
-}
-
-static float *weight(const char *path, int layer, const char *name)
-{
-    char full[80];
-    struct checkpoint *ck;
-    snprintf(full, sizeof full, "dec.%d.%s", layer, name);
-    assert_ok(ckpt_open(&ck, path, NULL));
-    float *x = small_read(ck, full);
-    ckpt_close(ck);
-    return x;
-}
 
 /* ---- plain merges ------------------------------------------------------------------------------------------------------ */
 
@@ -103,15 +14,15 @@ static void plain_sums(void **state)
 {
     (void)state;
     static const char *const methods[] = {"mean", "first", "select"};
-    char *model = model_of("plain", 6, 1), *run = train(model, "plain-run", "seed=1", NULL, NULL, NULL), *to = temp_path("plain-g2");
+    char *model = carry_model("plain", 6, 1), *run = carry_train(model, "plain-run", "seed=1", NULL, NULL, NULL), *to = temp_path("plain-g2");
     for (size_t k = 0; k < COUNT_OF(methods); k++) {
         CONVERT_OK(run, to, "--kv-heads", "2", "--method", methods[k], "--moments", "carry", "--force");
-        char *opt = beside(to);
+        char *opt = carry_beside(to);
         for (int layer = 0; layer < L; layer++)
             for (int t = 0; t < 4; t++) {
                 const char *name = t & 1 ? "attn.k.w" : "attn.v.w";
                 char which = t & 2 ? 'v' : 'm';
-                float *x = moment(run, which, layer, name, H * D, C), *y = moment(opt, which, layer, name, 2 * D, C);
+                float *x = carry_moment(run, which, layer, name, H * D, C), *y = carry_moment(opt, which, layer, name, 2 * D, C);
                 for (int64_t i = 0; i < 2 * CD; i++) {
                     const float *head = x + i / CD * 3 * CD + i % CD;
                     assert_true(y[i] == (float)((double)head[0] + (double)head[CD] + (double)head[2 * CD]));
@@ -122,7 +33,7 @@ static void plain_sums(void **state)
         static const struct { const char *name; int64_t n0, n1; } same[] = {{"m/embed.weight", 256, C}, {"v/embed.weight", 256, C}, {"m/dec.1.attn.q.w", H * D, C},
             {"v/dec.1.attn.o.w", C, H * D}, {"m/dec.0.mlp.down.w", C, 20}, {"v/dec.final_norm.w", C, 1}, {"m/dec.0.attn_norm.w", C, 1}};
         for (size_t i = 0; i < COUNT_OF(same); i++) {
-            float *x = step_values(run, same[i].name, same[i].n0, same[i].n1), *y = step_values(opt, same[i].name, same[i].n0, same[i].n1);
+            float *x = carry_values(run, same[i].name, same[i].n0, same[i].n1), *y = carry_values(opt, same[i].name, same[i].n0, same[i].n1);
             assert_memory_equal(x, y, (size_t)(same[i].n0 * same[i].n1) * sizeof *x);
             free(x);
             free(y);
@@ -154,15 +65,15 @@ static int64_t head_among(const float *head, const float *all)
 static void heads_move(void **state)
 {
     (void)state;
-    char *model = model_of("moved", 6, 1), *run = train(model, "moved-run", "seed=2", NULL, NULL, NULL), *to = temp_path("moved-g2");
+    char *model = carry_model("moved", 6, 1), *run = carry_train(model, "moved-run", "seed=2", NULL, NULL, NULL), *to = temp_path("moved-g2");
     CONVERT_OK(run, to, "--kv-heads", "2", "--grouping", "similar", "--moments", "carry", "--force");
-    char *opt = beside(to);
+    char *opt = carry_beside(to);
     int moved = 0;
     for (int layer = 0; layer < L; layer++) {
-        float *q0 = weight(run, layer, "attn.q.w"), *q1 = weight(to, layer, "attn.q.w");
-        float *mq0 = moment(run, 'm', layer, "attn.q.w", H * D, C), *mq1 = moment(opt, 'm', layer, "attn.q.w", H * D, C);
-        float *vo0 = moment(run, 'v', layer, "attn.o.w", C, H * D), *vo1 = moment(opt, 'v', layer, "attn.o.w", C, H * D);
-        float *vk0 = moment(run, 'v', layer, "attn.k.w", H * D, C), *vk1 = moment(opt, 'v', layer, "attn.k.w", 2 * D, C);
+        float *q0 = carry_weight(run, layer, "attn.q.w"), *q1 = carry_weight(to, layer, "attn.q.w");
+        float *mq0 = carry_moment(run, 'm', layer, "attn.q.w", H * D, C), *mq1 = carry_moment(opt, 'm', layer, "attn.q.w", H * D, C);
+        float *vo0 = carry_moment(run, 'v', layer, "attn.o.w", C, H * D), *vo1 = carry_moment(opt, 'v', layer, "attn.o.w", C, H * D);
+        float *vk0 = carry_moment(run, 'v', layer, "attn.k.w", H * D, C), *vk1 = carry_moment(opt, 'v', layer, "attn.k.w", 2 * D, C);
         double sum[2 * CD] = {0};
         for (int64_t i = 0; i < H; i++) {
             int64_t from = head_among(q1 + i * CD, q0);
@@ -232,7 +143,7 @@ static void map_between(double *T, struct head_view x, struct head_view y)
     memcpy(T, b, sizeof b);
 }
 
-/* B = (E^T E + ridge)^-1 E^T, the ridge a ten-thousandth of the mean of E^T E's diagonal. */
+/* B = 1.1 (E^T E + ridge)^-1 E^T, the ridge a tenth of the mean of E^T E's diagonal: the inverse where E keeps angles. */
 static void inverse_of(double *B, const double *E)
 {
     double a[D * D] = {0}, trace = 0;
@@ -240,10 +151,10 @@ static void inverse_of(double *B, const double *E)
         for (int64_t k = 0; k < D; k++)
             a[i] += E[k * D + i / D] * E[k * D + i % D];
         trace += i / D == i % D ? a[i] : 0;
-        B[i] = E[i % D * D + i / D];
+        B[i] = 1.1 * E[i % D * D + i / D];
     }
     for (int64_t i = 0; i < D; i++)
-        a[i * D + i] += 1e-4 * trace / D;
+        a[i * D + i] += 0.1 * trace / D;
     solve(a, B);
 }
 
@@ -254,11 +165,11 @@ static void check_side(const char *run, const char *to, const char *opt, int lay
 {
     const char *rows = values ? "attn.v.w" : "attn.k.w", *other = values ? "attn.o.w" : "attn.q.w";
     int64_t n0 = values ? C : H * D, n1 = values ? H * D : C, step = values ? D : CD, down = values ? 1 : C, right = values ? H * D : 1;
-    float *w0 = weight(run, layer, other), *w1 = weight(to, layer, other);
+    float *w0 = carry_weight(run, layer, other), *w1 = carry_weight(to, layer, other);
     for (int squared = 0; squared < 2; squared++) {
         char which = squared ? 'v' : 'm';
-        float *k0 = moment(run, which, layer, rows, H * D, C), *k1 = moment(opt, which, layer, rows, 2 * D, C);
-        float *q0 = moment(run, which, layer, other, n0, n1), *q1 = moment(opt, which, layer, other, n0, n1);
+        float *k0 = carry_moment(run, which, layer, rows, H * D, C), *k1 = carry_moment(opt, which, layer, rows, 2 * D, C);
+        float *q0 = carry_moment(run, which, layer, other, n0, n1), *q1 = carry_moment(opt, which, layer, other, n0, n1);
         double sum[2 * CD] = {0}, size = 0, worst = 0, q_size = 0, q_worst = 0;
         for (int64_t j = 0; j < H; j++) {
             double E[D * D], B[D * D];
@@ -298,10 +209,10 @@ static void turned_heads(void **state)
 {
     (void)state;
     static const char *const methods[] = {"align", "svd"};
-    char *model = model_of("turned", 6, 1), *run = train(model, "turned-run", "seed=3", NULL, NULL, NULL), *to = temp_path("turned-g2");
+    char *model = carry_model("turned", 6, 1), *run = carry_train(model, "turned-run", "seed=3", NULL, NULL, NULL), *to = temp_path("turned-g2");
     for (size_t k = 0; k < COUNT_OF(methods); k++) {
         CONVERT_OK(run, to, "--kv-heads", "2", "--method", methods[k], "--moments", "carry", "--force");
-        char *opt = beside(to);
+        char *opt = carry_beside(to);
         for (int i = 0; i < 2 * L; i++)
             check_side(run, to, opt, i / 2, i % 2);
         free(opt);
@@ -317,14 +228,14 @@ static void turned_heads(void **state)
 static void equal_heads_are_exact(void **state)
 {
     (void)state;
-    char *model = model_of("equal", 6, 3), *to = temp_path("equal-g2");
-    char *a = train(model, "equal-a", "max_steps=1", "optimizer.lr=0", "max_grad_norm=0", NULL);
+    char *model = carry_model("equal", 6, 3), *to = temp_path("equal-g2");
+    char *a = carry_train(model, "equal-a", "max_steps=1", "optimizer.lr=0", "max_grad_norm=0", NULL);
     CONVERT_OK(a, to, "--kv-heads", "2", "--moments", "carry", "--force");
-    char *b = train(to, "equal-b", "max_steps=1", "optimizer.lr=0", "max_grad_norm=0", NULL), *opt = beside(to);
+    char *b = carry_train(to, "equal-b", "max_steps=1", "optimizer.lr=0", "max_grad_norm=0", NULL), *opt = carry_beside(to);
     static const struct { const char *name; int64_t n0, n1; } tensors[] = {{"m/dec.0.attn.k.w", 2 * D, C}, {"m/dec.1.attn.v.w", 2 * D, C}, {"m/dec.0.attn.q.w", H * D, C},
         {"m/dec.1.attn.o.w", C, H * D}, {"m/embed.weight", 256, C}, {"v/dec.0.mlp.up.w", 20, C}};
     for (size_t i = 0; i < COUNT_OF(tensors); i++) {
-        float *x = step_values(opt, tensors[i].name, tensors[i].n0, tensors[i].n1), *y = step_values(b, tensors[i].name, tensors[i].n0, tensors[i].n1);
+        float *x = carry_values(opt, tensors[i].name, tensors[i].n0, tensors[i].n1), *y = carry_values(b, tensors[i].name, tensors[i].n0, tensors[i].n1);
         double size = 0;
         for (int64_t k = 0; k < tensors[i].n0 * tensors[i].n1; k++)
             size = fmax(size, fabs((double)y[k]));
@@ -348,15 +259,15 @@ static void equal_heads_are_exact(void **state)
 static void goes_on(void **state)
 {
     (void)state;
-    char *model = model_of("on", 3, 1), data[700], *to = temp_path("on-copy");
+    char *model = carry_model("on", 3, 1), data[700], *to = temp_path("on-copy");
     snprintf(data, sizeof data, "data.train=[%s/window.txt]", temp_dir());
-    char *eight = train(model, "on-8", data, "max_steps=8", "save_steps=8", NULL), *four = train(model, "on-4", data, "max_steps=4", "save_steps=4", NULL);
+    char *eight = carry_train(model, "on-8", data, "max_steps=8", "save_steps=8", NULL), *four = carry_train(model, "on-4", data, "max_steps=4", "save_steps=4", NULL);
     CONVERT_OK(four, to, "--moments", "carry", "--force");
-    char *a = train(to, "on-a", data, "max_steps=4", "optimizer.moments=auto", "moments: those of 4 updates");
-    char *b = train(four, "on-b", data, "max_steps=4", "optimizer.moments=auto", "moments: those of 4 updates");
-    char *z = train(to, "on-z", data, "max_steps=4", "optimizer.moments=zero", NULL);
-    free(train(to, "on-r", data, "max_steps=2", "optimizer.moments=auto", NULL));
-    char *r = train(to, "on-r", data, "max_steps=4", "optimizer.moments=auto", "resumed at step 2");
+    char *a = carry_train(to, "on-a", data, "max_steps=4", "optimizer.moments=auto", "moments: those of 4 updates");
+    char *b = carry_train(four, "on-b", data, "max_steps=4", "optimizer.moments=auto", "moments: those of 4 updates");
+    char *z = carry_train(to, "on-z", data, "max_steps=4", "optimizer.moments=zero", NULL);
+    free(carry_train(to, "on-r", data, "max_steps=2", "optimizer.moments=auto", NULL));
+    char *r = carry_train(to, "on-r", data, "max_steps=4", "optimizer.moments=auto", "resumed at step 2");
     const char *want = runs_weights("on-8");
     assert_string_equal(runs_weights("on-a"), want);
     assert_string_equal(runs_weights("on-b"), want);
@@ -365,7 +276,7 @@ static void goes_on(void **state)
     assert_string_not_equal(runs_weights("on-z"), want);
     char *again = temp_path("on-again"); /* what a run carried counts for the next */
     CONVERT_OK(a, again, "--moments", "carry", "--force");
-    free(train(again, "on-c", data, "max_steps=1", "optimizer.moments=auto", "moments: those of 8 updates"));
+    free(carry_train(again, "on-c", data, "max_steps=1", "optimizer.moments=auto", "moments: those of 8 updates"));
     free(model);
     free(to);
     free(eight);
@@ -381,9 +292,9 @@ static void goes_on(void **state)
 static void told(void **state)
 {
     (void)state;
-    char *model = model_of("told", 6, 1), *run = train(model, "told-run", NULL, NULL, NULL, NULL), *to = temp_path("told-to"), *h5 = temp_path("told.h5"), *none = temp_path("told-none");
-    free(train(run, "told-gqa", "gqa.num_key_value_heads=2", "optimizer.moments=auto", "max_steps=1", "moments: those of 3 updates"));
-    free(train(model, "told-zero", "optimizer.moments=auto", "max_steps=1", NULL, "has none"));
+    char *model = carry_model("told", 6, 1), *run = carry_train(model, "told-run", NULL, NULL, NULL, NULL), *to = temp_path("told-to"), *h5 = temp_path("told.h5"), *none = temp_path("told-none");
+    free(carry_train(run, "told-gqa", "gqa.num_key_value_heads=2", "optimizer.moments=auto", "max_steps=1", "moments: those of 3 updates"));
+    free(carry_train(model, "told-zero", "optimizer.moments=auto", "max_steps=1", NULL, "has none"));
     struct child c = CONVERT(run, to, "--kv-heads", "2", "--method", "random", "--moments", "carry", "--force");
     runs_expect(&c, 0, "not carried: fresh heads");
     c = CONVERT(run, h5, "--kv-heads", "2", "--moments", "carry", "--force");
@@ -391,12 +302,12 @@ static void told(void **state)
     c = CONVERT(model, to, "--kv-heads", "2", "--moments", "carry", "--force");
     runs_expect(&c, 0, "not carried: the source has none");
     CONVERT_OK(run, none, "--kv-heads", "2", "--force");
-    char *opt = beside(none);
+    char *opt = carry_beside(none);
     assert_false(io_exists(opt));
     CONVERT_OK(run, to, "--kv-heads", "3", "--moments", "carry", "--force"); /* moments of another model */
-    char *from = beside(to);
+    char *from = carry_beside(to);
     assert_int_equal(rename(from, opt), 0);
-    char *yaml = config(), path[700], dir[700];
+    char *yaml = carry_config(), path[700], dir[700];
     snprintf(path, sizeof path, "model.path=%s", none);
     snprintf(dir, sizeof dir, "output_dir=%s/told-wrong", temp_dir());
     program_refused(UPTRAIN(yaml, path, dir, "optimizer.moments=auto"), 3, "optimizer.moments");
