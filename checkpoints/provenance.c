@@ -5,6 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "checkpoint.h"
+#include "step.h"
+
 #define FILE_NAME "PROVENANCE.json"
 #define SCHEMA "gqakit/provenance/1"
 #define FILE_LIMIT (16u << 20)
@@ -97,6 +100,45 @@ static enum code verify_entry(const char *dir, const char *where, const json_t *
     return c;
 }
 
+/* "optimizer/step-00000200/MANIFEST.json" and nothing else; the directory is malloc'ed. */
+static enum code moments_dir(const char *dir, const char *where, const char *manifest, char **step)
+{
+    char name[32], whole[80];
+    int64_t number;
+    size_t n = strlen(MOMENTS_DIR "/");
+    const char *at = strncmp(manifest, MOMENTS_DIR "/", n) ? "" : manifest + n;
+    snprintf(name, sizeof name, "%.*s", (int)strcspn(at, "/") < 31 ? (int)strcspn(at, "/") : 31, at);
+    snprintf(whole, sizeof whole, MOMENTS_DIR "/%s/" STEP_MANIFEST, name);
+    if (!step_name_parse(name, &number) || strcmp(whole, manifest))
+        return fail(ERR_INPUT, "%s: \"optimizer\": \"%.80s\" is no manifest of moments", where, manifest);
+    char *parent = io_join(dir, MOMENTS_DIR);
+    *step = parent ? io_join(parent, name) : NULL;
+    free(parent);
+    return *step ? OK : fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
+}
+
+/* The optimizer's moments beside a converted model: the files by their manifest, the manifest by its hash here. */
+static enum code verify_moments(const char *dir, const char *where, const json_t *entry, int *files_checked)
+{
+    const char *manifest, *sha;
+    char hex[65] = "", *step = NULL;
+    if (!json_is_object(entry))
+        return fail(ERR_INPUT, "%s: \"optimizer\" must be an object", where);
+    TRY(json_need_str(entry, where, "manifest", &manifest));
+    TRY(json_need_str(entry, where, "sha256", &sha));
+    TRY(moments_dir(dir, where, manifest, &step));
+    enum code c = manifest_verify(step, NULL, files_checked);
+    char *path = io_join(step, STEP_MANIFEST);
+    if (c == OK)
+        c = path ? sha256_file(path, hex) : fail(ERR_MEMORY, "%s: out of memory while verifying", dir);
+    if (c == OK && strcmp(hex, sha))
+        c = fail(ERR_INPUT, "%s: hash %s recorded, %s found: these are other moments than those of this model", path, sha, hex);
+    *files_checked += c == OK;
+    free(path);
+    free(step);
+    return c;
+}
+
 /* Last, so that a file that differs is named first. */
 static enum code digest_verify(json_t *root, const char *where)
 {
@@ -130,6 +172,9 @@ enum code provenance_verify(const char *dir, int *files_checked)
         c = verify_entry(dir, where, json_array_get(outputs, i));
         *files_checked += c == OK;
     }
+    const json_t *moments = c == OK ? json_object_get(root, "optimizer") : NULL;
+    if (moments)
+        c = verify_moments(dir, where, moments, files_checked);
     if (c == OK)
         c = digest_verify(root, where);
     json_decref(root);

@@ -13,7 +13,7 @@ extern "C" {
 /* Hashes every regular file of dir (PROVENANCE.json itself excepted) and writes dir/PROVENANCE.json atomically. `facts` (an
  * object, its keys copied before "outputs") may be NULL. */
 enum code provenance_write(const char *dir, const json_t *facts) MUST_USE;
-/* Re-hashes what dir/PROVENANCE.json lists. ERR_INPUT names the first file that is missing or differs. */
+/* Re-hashes what dir/PROVENANCE.json lists, the optimizer's moments (FACTS "optimizer": {"manifest", "sha256"}) by their own manifest too. ERR_INPUT names the first file that is missing or differs. */
 enum code provenance_verify(const char *dir, int *files_checked) MUST_USE;
 
 #ifdef __cplusplus

@@ -33,7 +33,7 @@ static const struct cli_flag flags[] = {
     FLAG("--dry-run", CLI_SET, dry_run, NULL, "say what would be done, write nothing"),
     FLAG("--force", CLI_SET, force, NULL, "replace an existing target once the new one is complete"),
     FLAG("--inspect", CLI_SET, inspect, NULL, "describe SRC: architecture, tensors, legal group counts, K/V bytes per token"),
-    FLAG("--verify", CLI_STR, verify, "DIR", "re-hash a result against what it recorded"),
+    FLAG("--verify", CLI_STR, verify, "DIR", "re-hash a result against what it recorded, the optimizer's moments too"),
     FLAG("--json", CLI_SET, json, NULL, "results as JSON on stdout"),
     FLAG("--quiet", CLI_SET, quiet, NULL, "no progress on stderr"),
 };

@@ -322,11 +322,67 @@ static void told(void **state)
     free(yaml);
 }
 
+/* ---- damage ---------------------------------------------------------------------------------------------------------------- */
+
+static void flip(const char *path, long from_end)
+{
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    assert_int_equal(fseek(f, -from_end, SEEK_END), 0);
+    int byte = fgetc(f);
+    assert_int_equal(fseek(f, -from_end, SEEK_END), 0);
+    fputc(byte ^ 1, f);
+    assert_int_equal(fclose(f), 0);
+}
+
+/* --verify hashes the moments too: a flipped byte, other moments, a missing file, each named. */
+static void verified(void **state)
+{
+    (void)state;
+    char *model = carry_model("verified", 6, 1), *run = carry_train(model, "verified-run", NULL, NULL, NULL, NULL), *to = temp_path("verified-to"), *opt = carry_beside(to);
+    CONVERT_OK(run, to, "--kv-heads", "2", "--moments", "carry", "--force");
+    struct child c = CONVERT("--verify", to);
+    assert_non_null(strstr(c.out, "5 files match")); /* config, weights, README; moments and their manifest */
+    program_ok(c);
+    char *step = io_join(opt, "step-00000003"), *values = io_join(step, "rank-00000.h5"), *manifest = io_join(step, "MANIFEST.json");
+    flip(values, 900);
+    program_refused(CONVERT("--verify", to), 3, "optimizer/step-00000003/rank-00000.h5: hash");
+    flip(values, 900);
+    CONVERT_OK("--verify", to);
+    flip(manifest, 300);
+    program_refused(CONVERT("--verify", to), 3, "optimizer/step-00000003/MANIFEST.json");
+    flip(manifest, 300);
+
+    char *other = temp_path("verified-other"), *theirs = carry_beside(other), *away = temp_path("verified-away"); /* whole, but not this model's */
+    CONVERT_OK(run, other, "--kv-heads", "3", "--moments", "carry", "--force");
+    assert_int_equal(rename(opt, away), 0);
+    program_refused(CONVERT("--verify", to), 3, "MANIFEST.json: missing");
+    assert_int_equal(rename(theirs, opt), 0);
+    program_refused(CONVERT("--verify", to), 3, "other moments than those of this model");
+    assert_int_equal(rename(opt, theirs), 0);
+    assert_int_equal(rename(away, opt), 0);
+    CONVERT_OK("--verify", to);
+
+    static const char *const wrong[] = {"../../etc/step-00000003/MANIFEST.json", "optimizer/../MANIFEST.json", "optimizer/step-00000003/rank-00000.h5", "optimizer/", ""};
+    char *path = io_join(to, "PROVENANCE.json");
+    for (size_t i = 0; i < COUNT_OF(wrong); i++) {
+        json_t *facts = NULL;
+        assert_ok(json_read_file(path, 1 << 20, &facts));
+        json_object_set_new(json_object_get(facts, "optimizer"), "manifest", json_string(wrong[i]));
+        assert_ok(json_write_file(path, facts));
+        json_decref(facts);
+        program_refused(CONVERT("--verify", to), 3, "is no manifest of moments");
+    }
+    char *all[] = {model, run, to, opt, step, values, manifest, other, theirs, away, path};
+    for (size_t i = 0; i < COUNT_OF(all); i++)
+        free(all[i]);
+}
+
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(plain_sums), cmocka_unit_test(heads_move), cmocka_unit_test(turned_heads),
-        cmocka_unit_test(equal_heads_are_exact), cmocka_unit_test(goes_on), cmocka_unit_test(told),
+        cmocka_unit_test(equal_heads_are_exact), cmocka_unit_test(goes_on), cmocka_unit_test(told), cmocka_unit_test(verified),
     };
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
