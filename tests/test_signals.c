@@ -312,7 +312,7 @@ static void test_ablation(void **state)
 static void test_locks(void **state)
 {
     (void)state;
-    char *dir = temp_path("held"), *final = temp_path("held/final"), who[60], host[65] = "";
+    char *dir = temp_path("held"), *final = temp_path("held/final"), who[96], host[65] = "";
     wanted();
     struct running r = train("held", "max_steps=100000"), second;
     for (int tries = 0; tries < 500 && !says("held/log.jsonl", "\n"); tries++)
