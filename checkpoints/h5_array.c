@@ -116,17 +116,18 @@ int h5_has(struct h5_file *f, const char *name)
     return has;
 }
 
-struct names { char **v; int n; };
+struct names { char **v; int n, no_memory; };
 
 static herr_t add_name(hid_t group, const char *name, const H5L_info_t *info, void *data)
 {
     struct names *list = data;
     (void)group, (void)info;
     char **v = realloc(list->v, (size_t)(list->n + 1) * sizeof *v);
-    if (!v)
-        return -1;
-    list->v = v;
-    return (v[list->n] = strdup(name)) ? list->n++, 0 : -1;
+    if (v)
+        list->v = v;
+    list->no_memory = !v || !(v[list->n] = strdup(name));
+    list->n += !list->no_memory;
+    return list->no_memory ? -1 : 0;
 }
 
 enum code h5_list(struct h5_file *f, const char *group, char ***names, int *n)
@@ -135,7 +136,7 @@ enum code h5_list(struct h5_file *f, const char *group, char ***names, int *n)
     enum code c = OK;
     h5_lock();
     if (has_locked(f, group) && H5Literate_by_name(f->id, group, H5_INDEX_NAME, H5_ITER_INC, NULL, add_name, &list, H5P_DEFAULT) < 0)
-        c = h5_fail(f, ERR_INPUT, group, "cannot be listed");
+        c = list.no_memory ? fail(ERR_MEMORY, "%s: %s: out of memory to list it", f->path, group) : h5_fail(f, ERR_INPUT, group, "cannot be listed");
     h5_unlock();
     if (c != OK)
         io_names_free(list.v, list.n);
