@@ -14,7 +14,7 @@ FUZZ_CC ?= $(firstword $(shell command -v clang clang-19 clang-16 clang-15 clang
 FUZZ_SECONDS ?= 60
 TEST_TIMEOUT ?= 300
 # Tests that make test-quick leaves out.
-TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_crash_convert test_crash_uptrain test_disk_full test_signals test_soak test_memory_checkpoints test_memory_convert test_memory_data test_memory_read test_memory_uptrain test_homes simt_attention_plain simt_attention_sm90 simt_model
+TEST_SLOW ?= test_calibration test_families_run test_resume test_pipeline test_pipeline_slow test_demo test_kill test_faults test_crash_points test_crash_convert test_crash_uptrain test_disk_full test_signals test_soak test_memory_checkpoints test_memory_convert test_memory_read test_memory_uptrain test_read_faults test_homes simt_attention_plain simt_attention_sm90 simt_model
 
 # ---- nothing to change below ---------------------------------------------------------------------------------------
 
@@ -99,9 +99,9 @@ HELPER_OBJ := $(HELPER_SRC:%.c=$(OUT)/obj/%.o)
 TEST_SRC   := $(filter-out $(if $(CUDA_ON),,tests/test_cuda_%),$(wildcard tests/test_*.c))
 TESTS      := $(TEST_SRC:tests/%.c=$(OUT)/tests/%)
 QUICK      := $(filter-out $(addprefix $(OUT)/tests/,$(TEST_SLOW)),$(TESTS))
-FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain
+FAULT_IO     := test_crash_points test_crash_convert test_crash_uptrain test_read_faults
 FAULT_LIB    := test_disk_full test_signals test_soak
-FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_data test_memory_read test_memory_uptrain
+FAULT_MEMORY := test_memory_checkpoints test_memory_convert test_memory_read test_memory_uptrain
 CANARY     := $(patsubst tests/%.c,$(OUT)/tests/%,$(wildcard tests/canary.c))
 BENCH      := $(patsubst tools/bench/%.c,$(OUT)/bench/%,$(wildcard tools/bench/bench_*.c))
 TOOL_SRC   := $(filter-out $(wildcard tools/bench_*.c),$(wildcard tools/*.c))

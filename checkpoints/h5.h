@@ -47,7 +47,7 @@ enum code h5_rows_read(struct h5_file *f, const char *name, const struct h5_arra
 
 /* ---- h5_guard.c ---------------------------------------------------------------------------------------------------- */
 
-/* 1: a sealed file; 0: a plain HDF5 file, nothing recorded; -1: neither (not HDF5, or a damaged seal). */
+/* 1: a sealed file; 0: a plain HDF5 file, nothing recorded; -1: neither (not HDF5, or a damaged seal); -2: unreadable, as fail_text says. */
 int h5_sealed(const char *path);
 /* Re-hashes a sealed file; ERR_INPUT says what differs. */
 enum code h5_seal_verify(const char *path) MUST_USE;

@@ -26,6 +26,13 @@ static hid_t stored_type(enum dtype t)
     }
 }
 
+/* After reading: what failed on the disk, not what seems wrong with the file because of it. Nothing that libhdf5 says after that counts. */
+static enum code read_end(struct h5_file *f, enum code c)
+{
+    TRY(h5_io_check(f));
+    return c;
+}
+
 /* ---- attributes --------------------------------------------------------------------------------------------------- */
 
 static enum code text_put_locked(struct h5_file *f, const char *name, const char *key, const char *text)
@@ -83,7 +90,7 @@ done:
 enum code h5_text_get(struct h5_file *f, const char *name, const char *key, char *text, size_t size)
 {
     h5_lock();
-    enum code c = text_get_locked(f, name, key, text, size);
+    enum code c = read_end(f, text_get_locked(f, name, key, text, size));
     h5_unlock();
     return c;
 }
@@ -108,10 +115,11 @@ static int has_locked(struct h5_file *f, const char *name)
     return 1;
 }
 
+/* 1 too where the disk fails: the next call that reads says so. */
 int h5_has(struct h5_file *f, const char *name)
 {
     h5_lock();
-    int has = has_locked(f, name);
+    int has = has_locked(f, name) || f->io.code != OK;
     h5_unlock();
     return has;
 }
@@ -130,16 +138,22 @@ static herr_t add_name(hid_t group, const char *name, const H5L_info_t *info, vo
     return list->no_memory ? -1 : 0;
 }
 
+static int by_name(const void *a, const void *b) { return strcmp(*(char *const *)a, *(char *const *)b); }
+
+/* Sorted here and not by libhdf5: for an order of its own, 1.10 makes a table of a large group, and frees what was never in it when a read fails. */
 enum code h5_list(struct h5_file *f, const char *group, char ***names, int *n)
 {
     struct names list = {0};
     enum code c = OK;
     h5_lock();
-    if (has_locked(f, group) && H5Literate_by_name(f->id, group, H5_INDEX_NAME, H5_ITER_INC, NULL, add_name, &list, H5P_DEFAULT) < 0)
+    if (has_locked(f, group) && H5Literate_by_name(f->id, group, H5_INDEX_NAME, H5_ITER_NATIVE, NULL, add_name, &list, H5P_DEFAULT) < 0)
         c = list.no_memory ? fail(ERR_MEMORY, "%s: %s: out of memory to list it", f->path, group) : h5_fail(f, ERR_INPUT, group, "cannot be listed");
+    c = read_end(f, c);
     h5_unlock();
     if (c != OK)
         io_names_free(list.v, list.n);
+    else if (list.n > 1)
+        qsort(list.v, (size_t)list.n, sizeof *list.v, by_name);
     *names = c == OK ? list.v : NULL;
     *n = c == OK ? list.n : 0;
     return c;
@@ -273,7 +287,7 @@ static enum code info_locked(struct h5_file *f, const char *name, struct h5_arra
 enum code h5_array_info(struct h5_file *f, const char *name, struct h5_array *a)
 {
     h5_lock();
-    enum code c = info_locked(f, name, a);
+    enum code c = read_end(f, info_locked(f, name, a));
     h5_unlock();
     return c;
 }

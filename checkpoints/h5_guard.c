@@ -57,21 +57,26 @@ enum code h5_seal_hash(int fd, const char *path, int64_t *bytes, char hex[33])
 
 static const unsigned char SIGNATURE[8] = {0x89, 'H', 'D', 'F', '\r', '\n', 0x1a, '\n'};
 
-static int head_read(const char *path, char head[H5_USER_BLOCK])
+/* As much of the user block as there is. */
+static enum code head_read(const char *path, char head[H5_USER_BLOCK])
 {
     int fd;
+    struct stat st;
     memset(head, 0, H5_USER_BLOCK);
-    ssize_t n = io_open_regular(path, &fd) != OK ? -1 : pread(fd, head, H5_USER_BLOCK, 0);
-    if (fd >= 0)
-        close(fd);
-    return n >= 8;
+    TRY(io_open_regular(path, &fd));
+    enum code c = fstat(fd, &st) ? fail_errno(path, "stat") : st.st_size < 8 ? fail(ERR_INPUT, "%s: too short for a native checkpoint", path) : OK;
+    if (c == OK)
+        c = io_pread(fd, path, head, st.st_size < H5_USER_BLOCK ? (size_t)st.st_size : H5_USER_BLOCK, 0);
+    close(fd);
+    return c;
 }
 
 int h5_sealed(const char *path)
 {
     char head[H5_USER_BLOCK];
-    if (!head_read(path, head))
-        return -1;
+    enum code c = head_read(path, head);
+    if (c != OK)
+        return c == ERR_IO ? -2 : -1;
     if (!memcmp(head, SIGNATURE, sizeof SIGNATURE))
         return 0;
     return strncmp(head, H5_SCHEMA " ", sizeof H5_SCHEMA) ? -1 : 1;
@@ -81,8 +86,7 @@ enum code h5_seal_verify(const char *path)
 {
     char head[H5_USER_BLOCK], want[H5_USER_BLOCK], hex[33] = "";
     int64_t bytes = 0;
-    if (!head_read(path, head))
-        return fail(ERR_INPUT, "%s: too short for a native checkpoint", path);
+    TRY(head_read(path, head));
     int fd;
     TRY(io_open_regular(path, &fd));
     struct stat st;
@@ -191,7 +195,11 @@ static herr_t check_dataset(struct walk *w, hid_t set, const char *name)
     hsize_t n[2];
     struct stat st;
     const char *problem = storage_problem(set, &row_bytes, n);
-    if (!problem && (fstat(w->f->io.fd, &st) || H5Dget_storage_size(set) > (hsize_t)st.st_size))
+    if (fstat(w->f->io.fd, &st)) {
+        w->code = fail_errno(w->path, "stat");
+        return -1;
+    }
+    if (!problem && H5Dget_storage_size(set) > (hsize_t)st.st_size)
         problem = "more data than the file has bytes";
     if (!problem && w->data)
         problem = data_problem(set, row_bytes, n);
@@ -270,6 +278,7 @@ static _Noreturn void child_main(const char *path, int data, int out, double sec
     if (quiet >= 0)
         dup2(quiet, 2);
     h5_unlock(); /* taken by the parent around the fork, so libhdf5 is in a consistent state here */
+    h5_driver_report(out);
     enum code c = walk(path, data);
     const char *text = c == OK ? "" : fail_text();
     size_t n = strlen(text);
@@ -340,6 +349,8 @@ enum code h5_walk_forked(const char *path, int data)
 enum code h5_guard(const char *path)
 {
     int sealed = h5_sealed(path);
+    if (sealed == -2)
+        return fail(ERR_IO, "%s", fail_text());
     if (sealed < 0)
         return fail(ERR_INPUT, "%s: neither an HDF5 file nor a native checkpoint (or its first line is damaged)", path);
     if (sealed)

@@ -30,6 +30,8 @@ void h5_lock(void);   /* also starts the library on the first call */
 void h5_unlock(void);
 hid_t h5_driver(void); /* registered id; below 0 on failure */
 hid_t h5_fapl(struct h5_io *io);
+/* In the process that checks a file: the first read that fails is its answer, written there, and its end. (After one, libhdf5 1.10 may crash.) */
+void h5_driver_report(int fd);
 /* The sentence for a failed HDF5 call: the system's if the driver saw one, else `code`, WHAT and libhdf5's innermost reason. */
 enum code h5_fail(struct h5_file *f, enum code code, const char *name, const char *what) MUST_USE;
 /* OK, or the driver's failure: libhdf5 was told that all went well (see h5_driver.c). */

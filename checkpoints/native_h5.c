@@ -151,7 +151,7 @@ static void native_close(struct checkpoint *ck)
 
 static int h5_probe(const char *path)
 {
-    return !io_is_dir(path) && (has_suffix(path, ".h5") || has_suffix(path, ".hdf5") || h5_sealed(path) >= 0);
+    return !io_is_dir(path) && (has_suffix(path, ".h5") || has_suffix(path, ".hdf5") || h5_sealed(path) != -1) /* unreadable: opening says why */;
 }
 
 static enum code h5_form_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
@@ -234,7 +234,7 @@ const struct ckpt_form form_h5 = {
 
 /* ---- step and run directories, read only --------------------------------------------------------------------------- */
 
-static int step_probe(const char *path) { return step_is_dir(path) || step_is_run_dir(path); }
+static int step_probe(const char *path) { return step_is_dir(path) || step_is_run_dir(path) != 0; }
 
 static enum code step_form_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
 {

@@ -23,7 +23,7 @@ int step_temporary_pid(const char *name, long *pid);      /* 1 for "step-0000100
 /* Step directories of a run, newest first, whole or not. Free with free(). */
 enum code step_names(const char *run_dir, struct step_name **list, int *n) MUST_USE;
 int step_is_dir(const char *path);     /* a step directory: by its manifest or its name */
-int step_is_run_dir(const char *path); /* holds at least one step directory */
+int step_is_run_dir(const char *path); /* holds at least one step directory; -1: cannot be listed (ERR_IO), as fail_text says */
 /* The directory to read: path itself when it is a step directory (must verify), else the newest of a run that verifies, with a
  * warning for each newer one that does not. No step at all: *dir = NULL and OK. All bad: ERR_INPUT. */
 enum code step_choose(const char *path, char **dir, json_t **manifest) MUST_USE;

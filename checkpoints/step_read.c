@@ -1,5 +1,6 @@
 /* Finding and reading step directories: the newest whose manifest verifies, with a warning for each newer one that does not. */
 #include <dirent.h>
+#include <errno.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,12 +91,17 @@ int step_is_dir(const char *path)
 /* Without an allocation of ours: a run shall not pass for something else because memory is out. */
 int step_is_run_dir(const char *path)
 {
+    if (!io_is_dir(path))
+        return 0;
     DIR *d = opendir(path);
-    const struct dirent *e;
+    const struct dirent *e = NULL;
     int64_t step;
     int found = 0;
+    errno = 0;
     while (d && !found && (e = readdir(d)))
         found = step_name_parse(e->d_name, &step);
+    if (!d || (!e && errno))
+        found = fail_errno(path, "list") == OK ? 0 : -1;
     if (d)
         closedir(d);
     return found;
@@ -109,7 +115,7 @@ static enum code choose_newest(const char *run_dir, char **dir, json_t **manifes
     char *first = NULL;
     int n;
     TRY(step_names(run_dir, &list, &n));
-    enum code c = OK;
+    enum code c = OK, newest = ERR_INPUT;
     for (int i = 0; i < n && !*dir; i++) {
         char *path = io_join(run_dir, list[i].name);
         c = path ? manifest_verify(path, manifest, NULL) : fail(ERR_MEMORY, "%s: out of memory", run_dir);
@@ -121,12 +127,13 @@ static enum code choose_newest(const char *run_dir, char **dir, json_t **manifes
         if (c == ERR_MEMORY)
             break;
         log_warn("%s; trying the step before", fail_text());
+        newest = i == 0 ? c : newest;
         if (!first)
             first = strdup(fail_text());
     }
     free(list);
     if (c != OK && c != ERR_MEMORY)
-        c = fail(ERR_INPUT, "%s: holds %d step%s, but none verifies; the newest: %s", run_dir, n, n == 1 ? "" : "s", first ? first : "");
+        c = fail(newest, "%s: holds %d step%s, but none verifies; the newest: %s", run_dir, n, n == 1 ? "" : "s", first ? first : "");
     free(first);
     return c;
 }
@@ -253,8 +260,8 @@ enum code moments_open(struct step_reader **r, const char *path, int64_t *update
     char *beside = io_join(path, MOMENTS_DIR);
     if (!beside)
         return fail(ERR_MEMORY, "%s: out of memory", path);
-    int own = step_is_dir(path) || step_is_run_dir(path);
-    enum code c = own ? step_open(r, path, found) : step_is_run_dir(beside) ? step_open(r, beside, found) : OK;
+    int own = step_is_dir(path) ? 1 : step_is_run_dir(path), there = own ? 0 : step_is_run_dir(beside);
+    enum code c = own < 0 || there < 0 ? ERR_IO : own ? step_open(r, path, found) : there ? step_open(r, beside, found) : OK;
     free(beside);
     if (c == OK && *found)
         c = updates_of(*r, updates);

@@ -36,7 +36,10 @@ enum code ckpt_verify(const char *path, int *files_checked)
         free(copy);
         return c;
     }
-    if (step_is_run_dir(path))
+    int run = step_is_run_dir(path);
+    if (run < 0)
+        return ERR_IO;
+    if (run)
         return run_verify(path, files_checked);
     if (io_is_dir(path))
         return provenance_verify(path, files_checked);
@@ -46,6 +49,7 @@ enum code ckpt_verify(const char *path, int *files_checked)
         *files_checked = 1;
         return OK;
     case 0: return fail(ERR_INPUT, "%s: a plain HDF5 file that records no hash: there is nothing to verify against", path);
+    case -2: return fail(ERR_IO, "%s", fail_text());
     default: return fail(ERR_INPUT, "%s: not a checkpoint that records hashes (or its first line is damaged): there is nothing to verify against", path);
     }
 }

@@ -1,5 +1,7 @@
 /* See faults.h. These functions stand before libc's in the programs they are linked into: the library is linked statically, and shared libraries
  * find the program's symbols first. */
+#include <dirent.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -10,10 +12,11 @@
 
 #include "faults.h"
 
-const char *const FAULT_NAMES[FAULTS] = {"none", "kill", "torn write", "EIO", "ENOSPC", "EDQUOT", "1-byte write", "EINTR", "EIO reading"};
+const char *const FAULT_NAMES[FAULT_MODES] = {"none", "kill", "torn write", "EIO", "ENOSPC", "EDQUOT", "1-byte write", "EINTR", "EIO reading", "", "EINTR reading", "1-byte read", "EIO looking", "EIO reading, not in children"};
 
 static enum fault mode;
 static int fault_at, calls;
+static pid_t armed_by;
 static int *fired; /* shared with children of this process, who may be the ones that get there */
 static struct fault_log *log_now;
 
@@ -22,6 +25,7 @@ void fault_arm(enum fault m, int at)
     mode = m;
     fault_at = at;
     calls = 0;
+    armed_by = getpid();
     if (!fired)
         fired = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     if (m != FAULT_NONE)
@@ -84,7 +88,7 @@ enum what { PLAIN, WRITING };
 /* -1: the call fails, errno is set. 1: a write of one byte, or a torn one. Kills the process itself. */
 static int fault(enum what what)
 {
-    if (mode == FAULT_NONE || mode == FAULT_READ_EIO || ++calls != fault_at)
+    if (mode == FAULT_NONE || mode >= FAULT_READ_EIO || ++calls != fault_at)
         return 0;
     *fired = 1;
     switch (mode) {
@@ -108,9 +112,19 @@ static int fault(enum what what)
     return 0;
 }
 
+/* -1: the call fails, errno is set. 1: a read of one byte. */
 static int fault_reading(void)
 {
-    if (mode != FAULT_READ_EIO || ++calls != fault_at)
+    if (mode < FAULT_READ_EIO || mode == FAULT_LOOK_EIO || (mode == FAULT_READ_OWN && getpid() != armed_by) || ++calls != fault_at)
+        return 0;
+    *fired = 1;
+    errno = mode == FAULT_READ_EINTR ? EINTR : EIO;
+    return mode == FAULT_READ_SHORT ? 1 : -1;
+}
+
+static int fault_looking(void)
+{
+    if (mode != FAULT_LOOK_EIO || ++calls != fault_at)
         return 0;
     *fired = 1;
     errno = EIO;
@@ -152,11 +166,27 @@ ssize_t write(int fd, const void *p, size_t n)
     return done;
 }
 
-ssize_t pread(int fd, void *p, size_t n, off_t offset) { return fault_reading() ? -1 : syscall(SYS_pread64, fd, p, n, offset); }
+ssize_t pread(int fd, void *p, size_t n, off_t offset)
+{
+    int f = fault_reading();
+    return f < 0 ? -1 : syscall(SYS_pread64, fd, p, f && n ? 1 : n, offset);
+}
 
 ssize_t read(int fd, void *p, size_t n)
 {
-    return fd > 2 && fault_reading() ? -1 : syscall(SYS_read, fd, p, n);
+    struct stat st;
+    int f = fd > 2 && syscall(SYS_fstat, fd, &st) == 0 && S_ISREG(st.st_mode) ? fault_reading() : 0;
+    return f < 0 ? -1 : syscall(SYS_read, fd, p, f && n ? 1 : n);
+}
+
+int fstat(int fd, struct stat *st) { return fault_looking() ? -1 : (int)syscall(SYS_fstat, fd, st); }
+
+struct dirent *readdir(DIR *d)
+{
+    static struct dirent *(*real)(DIR *);
+    if (!real)
+        *(void **)&real = dlsym(RTLD_NEXT, "readdir");
+    return fault_looking() ? NULL : real(d);
 }
 
 int fsync(int fd) /* nothing is on its way to a disk here: power loss is played, not waited for */
@@ -217,7 +247,7 @@ int open(const char *path, int flags, ...)
     va_start(args, flags);
     int m = flags & (O_CREAT | __O_TMPFILE) ? va_arg(args, int) : 0;
     va_end(args);
-    if ((flags & O_CREAT) && fault(PLAIN) < 0)
+    if (flags & O_CREAT ? fault(PLAIN) < 0 : fault_looking())
         return -1;
     int there = log_now && (flags & O_CREAT) && syscall(SYS_newfstatat, AT_FDCWD, path, &st, AT_SYMLINK_NOFOLLOW) == 0;
     int fd = (int)syscall(SYS_openat, AT_FDCWD, path, flags, m);

@@ -11,9 +11,11 @@ int soak_count(int ci, int n); /* n then, else ci */
 
 /* ---- input and output ------------------------------------------------------------------------------------------------ */
 
-enum fault { FAULT_NONE, FAULT_KILL, FAULT_TORN, FAULT_EIO, FAULT_ENOSPC, FAULT_EDQUOT, FAULT_SHORT, FAULT_EINTR, FAULT_READ_EIO, FAULTS };
-extern const char *const FAULT_NAMES[FAULTS];
-/* From here on this process's call number `at` (1-based) fails so: of those that change the disk, or for FAULT_READ_EIO of those that read. */
+enum fault { FAULT_NONE, FAULT_KILL, FAULT_TORN, FAULT_EIO, FAULT_ENOSPC, FAULT_EDQUOT, FAULT_SHORT, FAULT_EINTR, FAULT_READ_EIO, FAULTS,
+             FAULT_READ_EINTR, FAULT_READ_SHORT, FAULT_LOOK_EIO, FAULT_READ_OWN, FAULT_MODES }; /* those beyond FAULTS: test_read_faults.c alone */
+extern const char *const FAULT_NAMES[FAULT_MODES];
+/* From here on this process's call number `at` (1-based) fails so: of those that change the disk, for FAULT_READ_... of those that read (FAULT_READ_OWN: not in its own children), for
+ * FAULT_LOOK_EIO of open for reading, fstat and readdir. */
 void fault_arm(enum fault mode, int at);
 int fault_fired(void); /* 1 once that has happened, here or in a child */
 

@@ -1,55 +1,10 @@
-/* Memory that runs out at every allocation while what holds text is read: token files with what lies beside them, text, JSON lines, tokenizers (as
- * they are, and as a GGUF file takes them over), a teacher's cache, configs. What is read is what is read with enough memory, or ERR_MEMORY. */
-#include <unistd.h>
+/* The readers of what holds text; see readers.h: token files with what lies beside them, text, JSON lines, tokenizers (as they are, and as a GGUF file
+ * takes them over), a teacher's cache, configs. */
 #include <zlib.h>
 
 #include "checkpoints/gguf_tokenizer.h"
-#include "damage.h"
 #include "data/data.h"
-#include "faults.h"
-
-struct subject { const char *name, *file; enum code (*read)(const char *path, uint64_t *sum); };
-
-static const struct subject *now;
-static uint64_t want;
-static int wrong;
-
-static enum code act(void)
-{
-    uint64_t sum = 0;
-    char *path = temp_path(now->file); /* NULL when memory is out already */
-    if (!path)
-        return fail(ERR_MEMORY, "no memory for the test's path");
-    enum code c = now->read(path, &sum);
-    free(path);
-    return c != OK ? c : sum == want ? OK : fail(ERR_NUMERIC, "something else was read");
-}
-
-/* Anything else than ERR_MEMORY would blame a good file. */
-static void check(int status)
-{
-    char *path = temp_path("memory.txt"), *said = NULL;
-    size_t n;
-    if (status != OK && status != ERR_MEMORY && io_read_all(path, 1 << 16, &said, &n) == OK)
-        print_error("%s: status %d: %s\n", now->name, status, said);
-    wrong += status != OK && status != ERR_MEMORY;
-    free(said);
-    free(path);
-}
-
-static void nothing(void) { }
-
-static void play(const struct subject *subjects, size_t n, int cases)
-{
-    for (size_t i = 0; i < n; i++) {
-        now = &subjects[i];
-        char *path = temp_path(now->file);
-        assert_ok(now->read(path, &want));
-        free(path);
-        fault_memory_play(&(struct memory_scene){now->name, temp_dir(), nothing, act, check, cases});
-    }
-    assert_int_equal(wrong, 0);
-}
+#include "readers.h"
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------------ */
 
@@ -113,14 +68,8 @@ static void put_gz(const char *name, const char *text)
     free(path);
 }
 
-static void test_tokens(void **state)
+static void make_tokens(void)
 {
-    (void)state;
-    static const struct subject subjects[] = {
-        {"llm.c tokens with sidecar and mask", "t.bin", read_tokens}, {"Megatron tokens", "m.idx", read_tokens},
-        {"headerless tokens", "r.npy", read_tokens},                  {"JSON lines, gzip", "z.jsonl.gz", read_tokens},
-        {"text", "x.txt", read_tokens},                               {"JSON lines through a cache", "l.jsonl", read_cached},
-    };
     unsigned char bin[1024 + 16] = {0}, idx[34 + 2 * 12 + 3 * 8] = "MMIDIDX";
     put_le(bin, 20240520, 4), put_le(bin + 4, 1, 4), put_le(bin + 8, 8, 4);
     for (int i = 0; i < 8; i++)
@@ -137,7 +86,19 @@ static void test_tokens(void **state)
     damage_text("l.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
     put_gz("z.jsonl.gz", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
     damage_text("x.txt", "one\n<|endoftext|>\ntwo and two\n");
-    play(subjects, COUNT_OF(subjects), 300);
+}
+
+struct readers readers_tokens(void)
+{
+    static const struct reader subjects[] = {
+        {"llm.c tokens with sidecar and mask", "t.bin", read_tokens, 300}, {"Megatron tokens", "m.idx", read_tokens, 300},
+        {"headerless tokens", "r.npy", read_tokens, 300},                  {"JSON lines, gzip", "z.jsonl.gz", read_tokens, 300},
+        {"text", "x.txt", read_tokens, 300},                               {"JSON lines through a cache", "l.jsonl", read_cached, 300},
+    };
+    static int made;
+    if (!made++)
+        make_tokens();
+    return (struct readers){subjects, COUNT_OF(subjects)};
 }
 
 /* ---- tokenizers -------------------------------------------------------------------------------------------------------- */
@@ -213,17 +174,8 @@ static void corpus_copy(const char *from, const char *to)
     free(bytes);
 }
 
-static void test_tokenizers(void **state)
+static void make_tokenizers(void)
 {
-    (void)state;
-    static const struct subject subjects[] = {
-        {"tokenizer.json, llama", "llama.json", read_tokenizer},
-        {"tokenizer.json, qwen", "qwen.json", read_tokenizer},
-        {"tokenizer.json, metaspace", "metaspace.json", read_tokenizer},
-        {"vocab.json and merges.txt", "words/vocab.json", read_folder},
-        {"tokenizer.json to GGUF", "gguf/tokenizer.json", read_gguf},
-        {"tokenizer.model to GGUF", "gguf/tokenizer.model", read_gguf},
-    };
     static const char *const folders[] = {"words", "gguf"};
     for (size_t i = 0; i < COUNT_OF(folders); i++) {
         char *dir = temp_path(folders[i]);
@@ -238,7 +190,22 @@ static void test_tokenizers(void **state)
     damage_text("words/vocab.json", "{\"!\":0,\"a\":1,\"b\":2,\"ab\":3,\"\\u0120\":4,\"\\u0120a\":5,\"<|endoftext|>\":6}");
     damage_text("words/merges.txt", "#version: 0.2\na b\n\xc4\xa0 a\n");
     damage_text("words/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"bos_token\": \"<|endoftext|>\", \"added_tokens_decoder\": {\"7\": {\"content\": \"<x>\"}}}");
-    play(subjects, COUNT_OF(subjects), 400);
+}
+
+struct readers readers_tokenizers(void)
+{
+    static const struct reader subjects[] = {
+        {"tokenizer.json, llama", "llama.json", read_tokenizer, 300},
+        {"tokenizer.json, qwen", "qwen.json", read_tokenizer, 300},
+        {"tokenizer.json, metaspace", "metaspace.json", read_tokenizer, 300},
+        {"vocab.json and merges.txt", "words/vocab.json", read_folder, 300},
+        {"tokenizer.json to GGUF", "gguf/tokenizer.json", read_gguf, 300},
+        {"tokenizer.model to GGUF", "gguf/tokenizer.model", read_gguf, 300},
+    };
+    static int made;
+    if (!made++)
+        make_tokenizers();
+    return (struct readers){subjects, COUNT_OF(subjects)};
 }
 
 /* ---- a teacher's cache, configs ---------------------------------------------------------------------------------------- */
@@ -303,27 +270,25 @@ static enum code read_config(const char *path, uint64_t *sum)
     return c;
 }
 
-static void test_others(void **state)
+static void make_others(void)
 {
-    (void)state;
-    static const struct subject subjects[] = {
-        {"a teacher's cache", "a.topk", read_teacher},
-        {"a teacher's cache that grows", "grow.topk", grow_teacher},
-        {"a config with overrides", "c.yaml", read_config},
-    };
     char *path = temp_path("a.topk"), *grow = temp_path("grow.topk");
     assert_ok(write_teacher(path, 0, 2));
     assert_ok(write_teacher(grow, 1, 3));
     damage_text("c.yaml", "# of a test\na: {b: 1, c: \"two\\n\"}\nlist:\n  - 1.5\n  - on\n  - {x: ~}\ntext: |\n  lines\n  of it\n");
-    play(subjects, COUNT_OF(subjects), 400);
     free(path);
     free(grow);
 }
 
-int main(int argc, char **argv)
+struct readers readers_others(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_tokens), cmocka_unit_test(test_tokenizers), cmocka_unit_test(test_others)};
-    log_quiet(1);
-    host_threads_set(1); /* a team of threads does not survive the fork */
-    return harness_main(argc, argv, tests, COUNT_OF(tests));
+    static const struct reader subjects[] = {
+        {"a teacher's cache", "a.topk", read_teacher, 300},
+        {"a teacher's cache that grows", "grow.topk", grow_teacher, 300},
+        {"a config with overrides", "c.yaml", read_config, 300},
+    };
+    static int made;
+    if (!made++)
+        make_others();
+    return (struct readers){subjects, COUNT_OF(subjects)};
 }
