@@ -151,7 +151,7 @@ static void native_close(struct checkpoint *ck)
 
 static int h5_probe(const char *path)
 {
-    return !io_is_dir(path) && (has_suffix(path, ".h5") || has_suffix(path, ".hdf5") || h5_sealed(path) != -1) /* unreadable: opening says why */;
+    return !io_is_dir(path) && (has_suffix(path, ".h5") || has_suffix(path, ".hdf5") || h5_sealed(path) != -1); /* unreadable: opening says why */
 }
 
 static enum code h5_form_open(struct checkpoint **ck, const char *path, const struct ckpt_options *options)
