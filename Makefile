@@ -165,7 +165,7 @@ CONVERT_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard co
 $(addprefix $(OUT)/tests/,test_merge test_merge_models test_calibration test_newton test_auto test_budget): $(CONVERT_OBJ)
 INSIDE_OBJ := $(patsubst %.c,$(OUT)/obj/%.o,$(filter-out %/main.c,$(wildcard uptrain/*.c eval/*.c)))
 $(OUT)/tests/test_input_yaml: $(INSIDE_OBJ)
-$(addprefix $(OUT)/tests/,test_device_memory test_distill_device test_ablate_answer test_ablate_report cuda_model simt_model): $(INSIDE_OBJ)
+$(addprefix $(OUT)/tests/,test_device_memory test_distill_device test_ablate_answer test_ablate_budget test_ablate_report cuda_model simt_model): $(INSIDE_OBJ)
 
 # Faults on demand (tests/faults.h): before libc's calls, and before malloc in our own code. Main functions under another name.
 $(addprefix $(OUT)/tests/,$(FAULT_IO)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,io play power)

@@ -20,11 +20,11 @@
 
 #include "base/base.h"
 
-enum { MOST_DECODE = 64 /* batches, contexts: what gqa-eval decode takes */, MOST_PATH = 900 /* bytes of the run's folder */, MOST_TASKS = 32 };
+enum { MOST_DECODE = 64 /* batches, contexts: what gqa-eval decode takes */, MOST_PATH = 900 /* bytes of the run's folder */, MOST_TASKS = 32, MOST_BUDGETS = 16 };
 
 struct ablate_config {
     const char *name, *model, *output_dir; /* output_dir defaults to runs/NAME */
-    struct config_list groups, method, grouping, loss, alpha, seed; /* i64, str, str, str, f64, i64 */
+    struct config_list groups, budgets, method, grouping, loss, alpha, seed; /* i64, str, str, str, str, f64, i64 */
     const char *calibration;    /* for the methods that use one; NULL: none */
     int64_t calibration_tokens; /* 0: gqa-convert's default */
     const struct config_node *uptrain, *distill;
@@ -41,7 +41,7 @@ struct ablate_config {
 
 struct cell {
     char id[17], conversion[17], zero[17], training[17];
-    int64_t G;
+    int64_t G; /* below 0: a budget, see ablate_heads.c */
     const char *method, *grouping, *loss; /* method "none" at G = H; "svd+all": svd, then --refit all. loss "ce" at alpha 0 */
     double alpha;
     int64_t seed;
@@ -56,7 +56,7 @@ struct cell {
     json_t *decode; /* rows of gqa-eval decode */
     char error[256];
     char home[512];  /* what gqa-convert said of where the result lives; "" for the original */
-    char chosen[64]; /* what method auto turned out to be; "" otherwise */
+    char chosen[160]; /* what method auto turned out to be, and the layers' heads under a budget; "" otherwise */
 };
 
 struct measure { double mean, sd; int n; }; /* over seeds; n 0: nothing measured, mean NaN. sd 0 at n 1 */
@@ -83,6 +83,7 @@ struct ablation {
     struct config *config_file;
     struct ablate_config config;
     int64_t H; /* key/value heads of the source: the baseline's G */
+    double budget_share[MOST_BUDGETS]; /* of the source's K/V bytes */
     char source_hash[33];
     double original_tokens; /* 0 unknown */
     json_t *uptrain, *distill; /* the resolved blocks, without each other; NULL: absent */
@@ -100,8 +101,8 @@ enum code ablate_load(struct ablation *a, const char *path, int n_overrides, cha
 enum code ablate_check(const struct ablation *a) MUST_USE; /* what a table of fields cannot say; ablate_load calls it */
 enum code ablate_grid(struct ablation *a) MUST_USE;        /* cells, deduplicated */
 void ablate_free(struct ablation *a);
-/* The file that a conversion by this method runs over; NULL: none. */
-const char *ablate_calibration(const struct ablation *a, const char *method);
+/* The file that this cell's conversion runs over; NULL: none. */
+const char *ablate_calibration(const struct ablation *a, const struct cell *c);
 /* Tokens of its sequences: those of the evaluation, so that both see the same positions; 0: gqa-convert's default. */
 int64_t ablate_calibration_length(const struct ablation *a);
 
@@ -151,6 +152,17 @@ int ablate_shares(const struct ablation *a, double *alpha, int max); /* shares w
 int64_t ablate_focus(const struct ablation *a); /* the group count that figures of one count show: the recommended one, else the nearest */
 /* "2 heads: svd+all, distill reaches with 0.5% what mean, ce needs 5% for." 0 when there is nothing to compare. */
 int ablate_worth(const struct ablation *a, int64_t G, char *sentence, size_t n);
+
+/* ---- numbers of heads and budgets (ablate_heads.c) ---- */
+
+const char *ablate_budget(const struct ablation *a, int64_t G);  /* NULL: G is a number of heads */
+double ablate_heads(const struct ablation *a, int64_t G);        /* under a budget as many as it allows on average */
+void ablate_heads_short(const struct ablation *a, int64_t G, char out[48]);                  /* "4", "25%" */
+void ablate_heads_name(const struct ablation *a, int64_t G, const char *kind, char out[96]); /* "4 heads"; kind "key/value ": "4 key/value heads"; "budget 25%" */
+int ablate_same_shape(const struct cell *x, const struct cell *y); /* conversions under one budget may give the layers different numbers */
+struct arch;
+enum code ablate_budgets_read(struct ablation *a, const struct arch *source) MUST_USE; /* checks grid.kv_budget, fills budget_share */
+void ablate_heads_chosen(const json_t *groups, char *out, size_t n); /* groups: of gqa-convert --json */
 
 /* ---- words (ablate_words.c) ---- */
 

@@ -1,4 +1,4 @@
-/* The answer. Recommended is the smallest K/V cache (fewest heads: every layer has the same number) for which
+/* The answer. Recommended is the smallest K/V cache (fewest heads, on average over the layers) for which
  *
  *     mean loss over seeds + standard error of its difference <= loss of the original + margin,
  *
@@ -39,6 +39,8 @@ static void losses(const struct ablation *a, const struct summary *s, char out[2
              original_loss(a));
 }
 
+static int fewer(const struct ablation *a, const struct summary *x, const struct summary *y) { return ablate_heads(a, x->G) < ablate_heads(a, y->G); }
+
 static void choose(struct ablation *a)
 {
     struct advice *d = &a->advice;
@@ -48,7 +50,7 @@ static void choose(struct ablation *a)
         if (s->G == a->H || s->n == 0)
             continue;
         const struct summary *pick = d->pick >= 0 ? &a->summaries[d->pick] : NULL;
-        if (upper_difference(a, s) <= a->config.margin && (!pick || s->G < pick->G || (s->G == pick->G && s->final.mean < pick->final.mean)))
+        if (upper_difference(a, s) <= a->config.margin && (!pick || fewer(a, s, pick) || (!fewer(a, pick, s) && s->final.mean < pick->final.mean)))
             d->pick = i;
         if (d->nearest < 0 || upper_difference(a, s) < upper_difference(a, &a->summaries[d->nearest]))
             d->nearest = i;
@@ -98,9 +100,13 @@ static void say_pick(struct ablation *a)
     speed_text(a, s, speed, sizeof speed);
     mention_cheaper(a, s, cheaper, sizeof cheaper);
     d->cell = s->best;
-    d->headline = snprintf(d->reason, sizeof d->reason, "%lld key/value head%s instead of %lld: %s.", (long long)s->G, s->G == 1 ? "" : "s", (long long)a->H, what);
+    char heads[96];
+    ablate_heads_name(a, s->G, "key/value ", heads);
+    if (s->G < 0)
+        snprintf(heads, sizeof heads, "A K/V budget of %s", ablate_budget(a, s->G));
+    d->headline = snprintf(d->reason, sizeof d->reason, "%s instead of %lld%s: %s.", heads, (long long)a->H, s->G < 0 ? " heads" : "", what);
     snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " %.3g%% of the K/V cache%s, loss %s. It is the smallest K/V cache within the margin of %g nats.%s",
-             100.0 * (double)s->G / (double)a->H, speed, loss, a->config.margin, cheaper);
+             100.0 * ablate_heads(a, s->G) / (double)a->H, speed, loss, a->config.margin, cheaper);
     ablate_result_path(a, c, d->path, sizeof d->path);
     snprintf(d->command, sizeof d->command, "gqa-eval generate %s --prompt \"Once upon a time\"", d->path);
 }
@@ -171,13 +177,14 @@ void ablate_advise(struct ablation *a)
         say_pick(a);
     } else if (d->nearest >= 0) {
         const struct summary *s = &a->summaries[d->nearest];
-        char what[192], loss[256];
+        char what[192], loss[256], heads[96];
         describe(a, s, what);
         losses(a, s, loss);
+        ablate_heads_name(a, s->G, "", heads);
         d->cell = s->best;
         ablate_result_path(a, &a->cells[s->best], d->path, sizeof d->path);
         d->headline = snprintf(d->reason, sizeof d->reason, "Nothing below %lld key/value heads is within %g nats of the original.", (long long)a->H, a->config.margin);
-        snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " Nearest: %lld head%s (%s), loss %s.", (long long)s->G, s->G == 1 ? "" : "s", what, loss);
+        snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " Nearest: %s (%s), loss %s.", heads, what, loss);
         say_next(a);
     } else {
         d->headline = snprintf(d->reason, sizeof d->reason, "No cell with fewer key/value heads than the original's %lld finished, so there is nothing to recommend.", (long long)a->H);
@@ -203,13 +210,14 @@ int ablate_worth(const struct ablation *a, int64_t G, char *sentence, size_t n)
         if (best && best != plain && best->final.mean <= plain->final.mean)
             found = best;
     }
-    char share[24], name[96], their_share[24], their_name[96], factor[48] = "";
+    char share[24], name[96], their_share[24], their_name[96], factor[48] = "", heads[96];
+    ablate_heads_name(a, G, "", heads);
     ablate_percent(share, plain->alpha);
     ablate_start_name(a, plain, name);
     if (!found) {
         const struct summary *other = ablate_best(a, G, plain->alpha);
         if (!other || other == plain)
-            snprintf(sentence, n, "%lld head%s: no other start gets below what %s reaches with %s (%.4f).", (long long)G, G == 1 ? "" : "s", name, share, plain->final.mean);
+            snprintf(sentence, n, "%s: no other start gets below what %s reaches with %s (%.4f).", heads, name, share, plain->final.mean);
         return other == plain;
     }
     ablate_percent(their_share, found->alpha);
@@ -217,10 +225,10 @@ int ablate_worth(const struct ablation *a, int64_t G, char *sentence, size_t n)
     if (found->alpha > 0 && found->alpha < plain->alpha)
         snprintf(factor, sizeof factor, ": %.3g times less training", plain->alpha / found->alpha);
     if (found->alpha > 0)
-        snprintf(sentence, n, "%lld head%s: %s reaches %.4f with %s; %s needs %s for %.4f%s.", (long long)G, G == 1 ? "" : "s", their_name, found->final.mean, their_share, name, share,
+        snprintf(sentence, n, "%s: %s reaches %.4f with %s; %s needs %s for %.4f%s.", heads, their_name, found->final.mean, their_share, name, share,
                  plain->final.mean, factor);
     else
-        snprintf(sentence, n, "%lld head%s: %s starts at %.4f without any training; %s needs %s for %.4f.", (long long)G, G == 1 ? "" : "s", their_name, found->final.mean, name, share,
+        snprintf(sentence, n, "%s: %s starts at %.4f without any training; %s needs %s for %.4f.", heads, their_name, found->final.mean, name, share,
                  plain->final.mean);
     return 1;
 }

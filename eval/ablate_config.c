@@ -14,6 +14,7 @@ static const struct config_field fields[] = {
     F("output_dir", CONFIG_STR, output_dir, NULL, "instead of runs/NAME"),
     F("model.path", CONFIG_STR, model, NULL, "the checkpoint to start from"),
     F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
+    F("grid.kv_budget", CONFIG_STRS, budgets, NULL, "K/V budgets to try beside them, a share (25%) or bytes per token: heads chosen for each layer, see gqa-convert --kv-budget; alone, no counts are tried"),
     F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd, auto; with a refit after it: svd+all (or +output, +block)"),
     F("gqa.calibration", CONFIG_STR, calibration, NULL, "tokens or text for select, align, svd and every refit: see gqa-convert --calibration"),
     F_IN("gqa.calibration_tokens", CONFIG_INT, calibration_tokens, "0", 0, 1e12, "how many; 0: gqa-convert's default"),
@@ -73,7 +74,7 @@ static enum code read_source(struct ablation *a)
     TRY(ckpt_open(&ck, a->config.model, NULL));
     a->H = ckpt_arch(ck)->stack[STACK_DEC].block[0].G;
     static int64_t legal[64];
-    if (a->config.groups.n == 0) {
+    if (a->config.groups.n == 0 && a->config.budgets.n == 0) {
         a->config.groups.n = arch_legal_groups(ckpt_arch(ck), legal, 64);
         a->config.groups.items = legal;
     }
@@ -83,6 +84,8 @@ static enum code read_source(struct ablation *a)
         if (G[i] < 1 || G[i] > a->H || a->H % G[i] != 0)
             c = fail(ERR_USAGE, "%s: grid.num_key_value_heads: %lld does not divide the %lld of %s", config_where(a->config_file, config_root(a->config_file), "grid"),
                      (long long)G[i], (long long)a->H, a->config.model);
+    if (c == OK)
+        c = ablate_budgets_read(a, ckpt_arch(ck));
     if (c == OK)
         c = hash_source(ck, a->source_hash);
     ckpt_close(ck);

@@ -25,12 +25,16 @@ static enum code decode_rows(const struct ablation *a, const struct cell *c, jso
     snprintf(new_tokens, sizeof new_tokens, "%lld", (long long)a->config.decode_new);
     snprintf(repeats, sizeof repeats, "%lld", (long long)a->config.decode_repeats);
     snprintf(threads, sizeof threads, "%lld", (long long)a->config.threads);
-    int n = snprintf(key, sizeof key, "%s %lld %s %s %s %s", a->source_hash, (long long)c->G, batch, context, new_tokens, repeats);
+    char shape[24];
+    snprintf(shape, sizeof shape, "%lld", (long long)c->G);
+    if (c->G < 0)
+        snprintf(shape, sizeof shape, "%s", c->conversion);
+    int n = snprintf(key, sizeof key, "%s %s %s %s %s %s", a->source_hash, shape, batch, context, new_tokens, repeats);
     if (a->config.threads > 0)
         n += snprintf(key + n, sizeof key - (size_t)n, " threads %s", threads);
     snprintf(record, sizeof record, "%s/decode", p.root);
     TRY(io_mkdirs(record));
-    snprintf(record, sizeof record, "%s/decode/g%lld-%016llx.json", p.root, (long long)c->G, (unsigned long long)hash64(key, (size_t)n));
+    snprintf(record, sizeof record, "%s/decode/g%s-%016llx.json", p.root, shape, (unsigned long long)hash64(key, (size_t)n));
     json_t *j = NULL;
     if (!io_exists(record)) {
         const char *arguments[] = { "decode", ablate_start_path(a, c, &p), "--batch", batch, "--context", context, "--new", new_tokens, "--repeats", repeats,
@@ -54,13 +58,15 @@ enum code ablate_decode(struct ablation *a)
         if (!c->done)
             continue;
         for (int k = 0; k < i && !c->decode; k++)
-            if (a->cells[k].G == c->G)
+            if (ablate_same_shape(&a->cells[k], c))
                 c->decode = json_incref(a->cells[k].decode);
         enum code e = c->decode ? OK : decode_rows(a, c, &c->decode);
         if (e == ERR_STOPPED)
             return e;
+        char speed_of[96];
+        ablate_heads_name(a, c->G, "key/value ", speed_of);
         if (e != OK) /* the quality of hours of training is worth a report without speed */
-            log_warn("no speed for %lld key/value heads: %s", (long long)c->G, fail_text());
+            log_warn("no speed for %s: %s", speed_of, fail_text());
         c->kv_bytes = json_integer_value(json_object_get(json_array_get(c->decode, 0), "kv_bytes_per_token"));
     }
     return OK;

@@ -18,9 +18,10 @@ static void id_of(char id[17], const json_t *config)
     free(text);
 }
 
-const char *ablate_calibration(const struct ablation *a, const char *method)
+const char *ablate_calibration(const struct ablation *a, const struct cell *c)
 {
-    int by_weights = strcmp(method, "mean") == 0 || strcmp(method, "first") == 0 || strcmp(method, "random") == 0 || strcmp(method, "none") == 0;
+    const char *method = c->method;
+    int by_weights = c->G > 0 && (strcmp(method, "mean") == 0 || strcmp(method, "first") == 0 || strcmp(method, "random") == 0 || strcmp(method, "none") == 0);
     return by_weights ? NULL : a->config.calibration;
 }
 
@@ -56,9 +57,13 @@ static json_t *perplexity_json(const struct ablation *a)
 static void cell_ids(const struct ablation *a, struct cell *c)
 {
     json_t *j = json_pack("{s:s, s:I, s:s, s:s}", "source", a->source_hash, "G", (json_int_t)c->G, "method", c->method, "grouping", c->grouping);
+    if (c->G < 0) {
+        json_object_del(j, "G");
+        json_object_set_new(j, "kv_budget", json_string(ablate_budget(a, c->G)));
+    }
     if (strncmp(c->method, "random", 6) == 0)
         json_object_set_new(j, "seed", json_integer(c->seed));
-    if (ablate_calibration(a, c->method))
+    if (ablate_calibration(a, c))
         json_object_set_new(j, "calibration", json_pack("{s:o, s:I, s:I}", "file", file_json(a->config.calibration), "tokens", (json_int_t)a->config.calibration_tokens,
                                                           "sequence_length", (json_int_t)ablate_calibration_length(a)));
     id_of(c->conversion, j);
@@ -135,10 +140,10 @@ enum code ablate_grid(struct ablation *a)
             for (int x = 0; x < c->loss.n; x++) {
                 if (e == OK)
                     e = add_cell(a, a->H, "none", "consecutive", loss[x], alpha[f], seed[s]);
-                for (int g = 0; g < c->groups.n; g++)
+                for (int g = 0; g < c->groups.n + c->budgets.n; g++)
                     for (int m = 0; m < c->method.n; m++)
                         for (int p = 0; e == OK && p < c->grouping.n; p++)
-                            e = add_cell(a, G[g], method[m], grouping[p], loss[x], alpha[f], seed[s]);
+                            e = add_cell(a, g < c->groups.n ? G[g] : c->groups.n - g - 1, method[m], grouping[p], loss[x], alpha[f], seed[s]);
             }
     free(alpha);
     return e;

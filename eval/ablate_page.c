@@ -56,10 +56,11 @@ static void facts(const struct ablation *a, FILE *f)
     if (i < 0 || !base)
         return;
     const struct summary *s = &a->summaries[i];
-    char value[96], what[160], share[24], took[32];
+    char value[96], what[160], share[24], took[48];
     fputs("<div class=facts>\n", f);
-    snprintf(value, sizeof value, "%lld of %lld", (long long)s->G, (long long)a->H);
-    snprintf(what, sizeof what, "key/value heads%s", a->advice.pick >= 0 ? "" : " (nearest)");
+    ablate_heads_short(a, s->G, took);
+    snprintf(value, sizeof value, "%s of %lld", took, (long long)a->H);
+    snprintf(what, sizeof what, "%s%s", s->G < 0 ? "key/value heads, chosen for each layer" : "key/value heads", a->advice.pick >= 0 ? "" : " (nearest)");
     fact(f, value, what);
     if (s->kv_bytes > 0 && base->kv_bytes > 0) {
         snprintf(value, sizeof value, "%.3g%%", 100.0 * (double)s->kv_bytes / (double)base->kv_bytes);

@@ -69,6 +69,13 @@ static void margin_band(const struct ablation *a, FILE *f)
             y + a->config.margin);
 }
 
+static void point_name(const struct ablation *a, const struct summary *s, FILE *f)
+{
+    char heads[96];
+    ablate_heads_name(a, s->G, "", heads);
+    fprintf(f, "%.6g %.6g \"%s\"\n", s->ms, s->final.mean, heads);
+}
+
 /* "4 heads" below or above the points of one share, in turns where they are nearer than `near` milliseconds. */
 static void label_points(const struct ablation *a, FILE *f, double share, double near)
 {
@@ -88,7 +95,7 @@ static void label_points(const struct ablation *a, FILE *f, double share, double
         for (int g = n - 1; g >= 0; g--) {
             const struct summary *s = ablate_best(a, G[g], share);
             if (s && isfinite(s->ms) && below[g] == side)
-                fprintf(f, "%.6g %.6g \"%lld head%s\"\n", s->ms, s->final.mean, (long long)s->G, s->G == 1 ? "" : "s");
+                point_name(a, s, f);
         }
         fputs("EOD\n", f);
     }
@@ -141,7 +148,10 @@ int plot_quality_time(const struct ablation *a, FILE *f)
 int plot_time_groups(const struct ablation *a, FILE *f)
 {
     int64_t G[MOST_GROUPS];
-    int n = ablate_groups(a, G, MOST_GROUPS);
+    int n = 0, all = ablate_groups(a, G, MOST_GROUPS);
+    for (int k = 0; k < all; k++) /* a budget is no number of heads */
+        if (G[k] > 0)
+            G[n++] = G[k];
     const json_t *rows = a->cells[a->baseline].decode;
     int lines = (int)json_array_size(rows) < 8 ? (int)json_array_size(rows) : 8;
     if (lines == 0 || n < 2)
@@ -212,11 +222,13 @@ int plot_share(const struct ablation *a, FILE *f)
     fputs("plot ", f);
     for (int g = 0; g < n_groups; g++) {
         struct plot_style s = plot_style(G[0] == a->H && g > 0 ? g - 1 : g);
-        const char *heads = G[g] == 1 ? "" : "s", *ink = G[g] == a->H ? INK_REFERENCE : s.colour;
-        fprintf(f, "$b%d using 1:2:3 with yerrorlines pt %d ps 0.8 lw 2 lc rgb '%s' title '%lld head%s, %s', ", g, s.marker, ink, (long long)G[g], heads,
+        const char *ink = G[g] == a->H ? INK_REFERENCE : s.colour;
+        char heads[96];
+        ablate_heads_name(a, G[g], "", heads);
+        fprintf(f, "$b%d using 1:2:3 with yerrorlines pt %d ps 0.8 lw 2 lc rgb '%s' title '%s, %s', ", g, s.marker, ink, heads,
                 G[g] == a->H ? "same data" : "best start");
         if (plain[g])
-            fprintf(f, "$p%d using 1:2:3 with yerrorlines pt %d ps 0.5 lw 1.5 dt 3 lc rgb '%s' title '%lld head%s, %s', ", g, s.marker, s.colour, (long long)G[g], heads,
+            fprintf(f, "$p%d using 1:2:3 with yerrorlines pt %d ps 0.5 lw 1.5 dt 3 lc rgb '%s' title '%s, %s', ", g, s.marker, s.colour, heads,
                     *(const char *const *)a->config.method.items);
     }
     reference_line(f, original_loss(a), "original");

@@ -8,10 +8,18 @@
 static json_t *number(double x) { return isfinite(x) ? json_real(x) : json_null(); }
 static json_t *copy(json_t *j, json_t *otherwise) { return j ? (json_decref(otherwise), json_incref(j)) : otherwise; }
 
-static json_t *cell_json(const struct cell *c)
+/* {"G", "kv_budget"}: one of them, the other null. */
+static void set_heads(const struct ablation *a, json_t *j, int64_t G)
+{
+    json_object_set_new(j, "G", G < 0 ? json_null() : json_integer(G));
+    json_object_set_new(j, "kv_budget", G < 0 ? json_string(ablate_budget(a, G)) : json_null());
+}
+
+static json_t *cell_json(const struct ablation *a, const struct cell *c)
 {
     json_t *j = json_pack("{s:s, s:I, s:s, s:s, s:s, s:f, s:I, s:I, s:I}", "id", c->id, "G", (json_int_t)c->G, "method", c->method, "grouping", c->grouping, "loss",
                           c->loss, "alpha", c->alpha, "seed", (json_int_t)c->seed, "steps", (json_int_t)c->steps, "tokens", (json_int_t)c->tokens);
+    set_heads(a, j, c->G);
     json_object_set_new(j, "chosen", *c->chosen ? json_string(c->chosen) : json_null());
     json_object_set_new(j, "loss_zero_step", number(c->loss_zero_step));
     json_object_set_new(j, "loss_final", number(c->loss_final));
@@ -50,6 +58,7 @@ static json_t *summary_json(const struct ablation *a, const struct summary *s)
     int n = ablate_task_names(a, tasks);
     json_t *j = json_pack("{s:{s:I, s:s, s:s, s:s, s:f}, s:o, s:f, s:i, s:i}", "key", "G", (json_int_t)s->G, "method", s->method, "grouping", s->grouping, "loss", s->loss,
                           "alpha", s->alpha, "mean", number(s->final.mean), "sd", s->final.sd, "n", s->n, "failed", s->failed);
+    set_heads(a, json_object_get(j, "key"), s->G);
     json_object_set_new(j, "loss_zero_step", measure_json(s->zero));
     json_object_set_new(j, "loss_final", measure_json(s->final));
     json_object_set_new(j, "kl", measure_json(s->kl));
@@ -74,7 +83,7 @@ json_t *ablate_results(const struct ablation *a)
     json_object_set_new(j, "original_tokens", number(a->original_tokens));
     json_object_set_new(j, "baseline", json_string(a->cells[a->baseline].id));
     for (int i = 0; i < a->n_cells; i++)
-        json_array_append_new(cells, cell_json(&a->cells[i]));
+        json_array_append_new(cells, cell_json(a, &a->cells[i]));
     for (int i = 0; i < a->n_summaries; i++)
         json_array_append_new(summary, summary_json(a, &a->summaries[i]));
     json_object_set_new(j, "cells", cells);
@@ -106,7 +115,7 @@ char *ablate_csv(const struct ablation *a)
     FILE *f = open_memstream(&text, &n);
     if (!f)
         return NULL;
-    fprintf(f, "id,num_key_value_heads,method,chosen,grouping,loss,uptrain_fraction,seed,steps,tokens,loss_zero_step,loss_final,loss_stderr,difference_stderr,kl_zero_step,kl,kl_stderr,bits_per_byte,"
+    fprintf(f, "id,num_key_value_heads,kv_budget,method,chosen,grouping,loss,uptrain_fraction,seed,steps,tokens,loss_zero_step,loss_final,loss_stderr,difference_stderr,kl_zero_step,kl,kl_stderr,bits_per_byte,"
                "kv_bytes_per_token,batch,context,prefill_tok_s,decode_tok_s,ms_per_token,bandwidth_share,convert_s,uptrain_s,status");
     for (int k = 0; k < n_tasks; k++) {
         fputs(",\"", f);
@@ -120,7 +129,9 @@ char *ablate_csv(const struct ablation *a)
         size_t rows = json_array_size(c->decode);
         for (size_t r = 0; r < (rows ? rows : 1); r++) {
             const json_t *d = json_array_get(c->decode, r);
-            fprintf(f, "%s,%lld,%s,%s,%s,%s,%g,%lld,%lld,%lld", c->id, (long long)c->G, c->method, c->chosen, c->grouping, c->loss, c->alpha, (long long)c->seed,
+            char heads[48];
+            ablate_heads_short(a, c->G, heads);
+            fprintf(f, "%s,%s,%s,%s,%s,%s,%s,%g,%lld,%lld,%lld", c->id, c->G < 0 ? "" : heads, c->G < 0 ? heads : "", c->method, c->chosen, c->grouping, c->loss, c->alpha, (long long)c->seed,
                     (long long)c->steps, (long long)c->tokens);
             const double numbers[] = { c->loss_zero_step, c->loss_final, c->loss_stderr, c->difference_stderr, c->kl_zero_step, c->kl, c->kl_stderr, c->bits_per_byte };
             for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++)
@@ -156,20 +167,23 @@ void ablate_table(const struct ablation *a, FILE *f)
             "speed-up");
     for (int i = 0; i < a->n_summaries; i++) {
         const struct summary *s = &a->summaries[i];
-        char name[96], share[24];
+        char name[96], share[24], heads[48];
         ablate_start_name(a, s, name);
         ablate_percent(share, s->alpha);
         if (s->n == 0)
             continue;
-        fprintf(f, "%8lld %-24s %7s %5d | %9.4f %9.4f %+9.4f ", (long long)s->G, name, share, s->n, s->zero.mean, s->final.mean, s->final.mean - base->loss_final);
+        ablate_heads_short(a, s->G, heads);
+        fprintf(f, "%8s %-24s %7s %5d | %9.4f %9.4f %+9.4f ", heads, name, share, s->n, s->zero.mean, s->final.mean, s->final.mean - base->loss_final);
         optional(f, s->final.n > 1 ? s->final.sd : (double)NAN);
         optional(f, s->kl.mean);
         fprintf(f, "| %11lld %9.3f %7.2fx\n", (long long)s->kv_bytes, s->ms, base_ms / s->ms);
     }
     for (int i = 0; i < a->n_cells; i++) {
         const struct cell *c = &a->cells[i];
+        char heads[48];
+        ablate_heads_short(a, c->G, heads);
         if (!c->done && *c->error)
-            fprintf(f, "%8lld %s%s, %s, %g, seed %lld failed: %s\n", (long long)c->G, c->method, grouping_text(c->grouping), c->loss, c->alpha, (long long)c->seed, c->error);
+            fprintf(f, "%8s %s%s, %s, %g, seed %lld failed: %s\n", heads, c->method, grouping_text(c->grouping), c->loss, c->alpha, (long long)c->seed, c->error);
     }
     fprintf(f, "\nloss: nats per token, held out. ms/token: decode at batch %lld, context %lld.\n\n%s\n", (long long)json_integer_value(json_object_get(row, "batch")),
             (long long)json_integer_value(json_object_get(row, "context")), a->advice.reason);

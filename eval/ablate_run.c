@@ -102,16 +102,17 @@ static void announce(const struct ablation *a, int i, double start)
 {
     const struct cell *c = &a->cells[i];
     int done = 0;
-    char share[24], left[32], so_far[32], training[64] = "";
+    char share[24], left[32], so_far[32], heads[96], training[64] = "";
     for (int k = 0; k < a->n_cells; k++)
         done += a->cells[k].done;
     ablate_percent(share, c->alpha);
+    ablate_heads_name(a, c->G, "key/value ", heads);
     ablate_duration(left, ablate_time_left(a));
     ablate_duration(so_far, host_seconds() - start);
     if (c->alpha > 0)
         snprintf(training, sizeof training, ", %s on %s, seed %lld", c->loss, share, (long long)c->seed);
-    log_info("cell %d of %d (%d done, %s so far, left: %s): %lld key/value heads, %s%s%s", i + 1, a->n_cells, done, so_far,
-             isfinite(ablate_time_left(a)) ? left : "not known yet", (long long)c->G, c->G == a->H ? "the original" : c->method, grouping_text(c->grouping), training);
+    log_info("cell %d of %d (%d done, %s so far, left: %s): %s, %s%s%s", i + 1, a->n_cells, done, so_far,
+             isfinite(ablate_time_left(a)) ? left : "not known yet", heads, c->G == a->H ? "the original" : c->method, grouping_text(c->grouping), training);
 }
 
 enum code ablate_run(struct ablation *a)

@@ -8,16 +8,21 @@
 
 #define RESULT_LIMIT (64u << 20)
 
-/* What method auto turned out to be: "align+all similar". */
+/* What method auto turned out to be, and the layers' heads under a budget: "align+all similar; heads 4 1 1 2". */
 static void read_choice(struct cell *c, const json_t *record)
 {
+    char heads[120];
     const char *method = json_string_value(json_object_get(record, "method")), *refit = json_string_value(json_object_get(record, "refit")),
                *grouping = json_string_value(json_object_get(record, "grouping"));
     c->chosen[0] = 0;
+    ablate_heads_chosen(json_object_get(record, "groups"), heads, sizeof heads);
+    if (c->G < 0)
+        snprintf(c->chosen, sizeof c->chosen, "heads %s", heads);
     if (!method || strcmp(c->method, "auto") != 0 || strcmp(method, "auto") == 0)
         return;
     int fitted = refit && strcmp(refit, "none") != 0;
-    snprintf(c->chosen, sizeof c->chosen, "%s%s%s%s", method, fitted ? "+" : "", fitted ? refit : "", grouping ? grouping_text(grouping) : "");
+    snprintf(c->chosen, sizeof c->chosen, "%.12s%s%.12s%s%s%s", method, fitted ? "+" : "", fitted ? refit : "", grouping ? grouping_text(grouping) : "",
+             c->G < 0 ? "; heads " : "", c->G < 0 ? heads : "");
 }
 
 enum code ablate_convert(const struct ablation *a, struct cell *c, const struct ablate_paths *p)
@@ -30,11 +35,11 @@ enum code ablate_convert(const struct ablation *a, struct cell *c, const struct 
         snprintf(G, sizeof G, "%lld", (long long)c->G);
         snprintf(seed, sizeof seed, "%lld", (long long)c->seed);
         char method[32], tokens[24], length[24];
-        const char *plus = strchr(c->method, '+'), *calibration = ablate_calibration(a, c->method);
+        const char *plus = strchr(c->method, '+'), *calibration = ablate_calibration(a, c), *budget = ablate_budget(a, c->G);
         snprintf(method, sizeof method, "%.*s", plus ? (int)(plus - c->method) : 31, c->method);
         snprintf(tokens, sizeof tokens, "%lld", (long long)a->config.calibration_tokens);
         snprintf(length, sizeof length, "%lld", (long long)ablate_calibration_length(a));
-        const char *arguments[24] = { a->config.model, p->converted, "--kv-heads", G, "--method", method, "--seed", seed, "--force", "--quiet", "--json" };
+        const char *arguments[24] = { a->config.model, p->converted, budget ? "--kv-budget" : "--kv-heads", budget ? budget : G, "--method", method, "--seed", seed, "--force", "--quiet", "--json" };
         int n = 11;
         if (strcmp(c->method, "auto") != 0) { /* which chooses refit and grouping by itself */
             arguments[n++] = "--grouping";

@@ -200,6 +200,13 @@ const struct summary *ablate_plain(const struct ablation *a, int64_t G, double a
     return ablate_find(a, G, *(const char *const *)c->method.items, *(const char *const *)c->grouping.items, *(const char *const *)c->loss.items, alpha);
 }
 
+/* More heads first; of as many one number before a budget, and budgets in the grid's order. */
+static int before(const struct ablation *a, int64_t x, int64_t y)
+{
+    double difference = ablate_heads(a, x) - ablate_heads(a, y);
+    return difference > 0 || (!(difference < 0) && x > y);
+}
+
 int ablate_groups(const struct ablation *a, int64_t *G, int max)
 {
     int n = 0;
@@ -207,7 +214,7 @@ int ablate_groups(const struct ablation *a, int64_t *G, int max)
         int at = 0;
         if (a->summaries[i].n == 0)
             continue;
-        while (at < n && G[at] > a->summaries[i].G)
+        while (at < n && before(a, G[at], a->summaries[i].G))
             at++;
         if (n == max || (at < n && G[at] == a->summaries[i].G))
             continue;

@@ -121,8 +121,8 @@ static int noisy(const struct ablation *a)
 
 void ablate_plot_caption(const struct ablation *a, enum ablate_plot which, int64_t G, char *title, size_t n_title, char *note, size_t n_note)
 {
-    char share[24];
-    const char *s = G == 1 ? "" : "s";
+    char share[24], heads[96];
+    ablate_heads_name(a, G, "key/value ", heads);
     ablate_percent(share, plot_largest_share(a));
     note[0] = 0;
     switch (which) {
@@ -131,11 +131,11 @@ void ablate_plot_caption(const struct ablation *a, enum ablate_plot which, int64
         snprintf(note, n_note, "Each point is the best start of that number of heads. Down and left is better.%s", noisy(a) ? " The timings spread widely: the machine was busy." : "");
         break;
     case PLOT_RECOVERY:
-        snprintf(title, n_title, "Recovery with %lld key/value head%s", (long long)G, s);
+        snprintf(title, n_title, "Recovery with %s%s", G < 0 ? "a K/V " : "", heads);
         snprintf(note, n_note, "Validation loss while uptraining on %s of the original tokens, mean over seeds. A start far above the others enters from the top.", share);
         break;
     case PLOT_METHODS:
-        snprintf(title, n_title, "What each start loses, %lld key/value head%s", (long long)G, s);
+        snprintf(title, n_title, "What each start loses, %s%s", G < 0 ? "K/V " : "", heads);
         snprintf(note, n_note, "Nats per token above the original, held out. Whiskers: standard deviation over seeds. The panels have scales of their own.");
         break;
     case PLOT_SHARE:

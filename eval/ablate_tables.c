@@ -81,6 +81,14 @@ void table_measure(struct table *t, const char *format, struct measure m)
 }
 #pragma GCC diagnostic pop
 
+/* Sorted by the heads that a budget allows. */
+static void table_heads(struct table *t, const struct ablation *a, int64_t G)
+{
+    char text[48];
+    ablate_heads_short(a, G, text);
+    field(t, ablate_heads(a, G), text);
+}
+
 void table_row_end(struct table *t) { fputs(t->html ? "</tr>\n" : "\n", t->f); }
 void table_end(struct table *t) { fputs(t->html ? "</tbody></table></div>\n" : "\n", t->f); }
 
@@ -113,7 +121,7 @@ static void starts_of(const struct ablation *a, int64_t G, const double *shares,
                     continue;
                 ablate_start_name(a, &like, name);
                 table_row(t, G == a->H ? "control" : "");
-                table_number(t, "%.0f", (double)G);
+                table_heads(t, a, G);
                 table_text(t, name);
                 for (int k = 0; k < n; k++) {
                     const struct summary *s = ablate_find(a, G, method, grouping, loss, shares[k]);
@@ -143,12 +151,12 @@ void tables_starts(const struct ablation *a, struct table *t)
 }
 
 /* The method, and what auto chose there. */
-static void name_with_choice(const struct ablation *a, const struct summary *s, char out[200])
+static void name_with_choice(const struct ablation *a, const struct summary *s, char out[300])
 {
     char name[96];
     ablate_start_name(a, s, name);
     const char *chosen = s->best >= 0 ? a->cells[s->best].chosen : "";
-    snprintf(out, 200, "%s%s%s%s", name, *chosen ? " (" : "", chosen, *chosen ? ")" : "");
+    snprintf(out, 300, "%s%s%s%s", name, *chosen ? " (" : "", chosen, *chosen ? ")" : "");
 }
 
 static const char *metric_of(const struct ablation *a, const char *task)
@@ -177,13 +185,13 @@ void tables_summary(const struct ablation *a, struct table *t)
     table_begin(t, heads, k);
     for (int i = 0; i < a->n_summaries; i++) {
         const struct summary *s = &a->summaries[i];
-        char name[200], share[24];
+        char name[300], share[24];
         if (s->n == 0)
             continue;
         name_with_choice(a, s, name);
         ablate_percent(share, s->alpha);
         table_row(t, row_class(a, s));
-        table_number(t, "%.0f", (double)s->G);
+        table_heads(t, a, s->G);
         table_text(t, name);
         field(t, s->alpha, s->alpha > 0 ? share : "-");
         table_number(t, "%.0f", s->n);
@@ -218,11 +226,11 @@ void tables_speed(const struct ablation *a, struct table *t)
         const struct cell *c = &a->cells[i];
         int first = c->decode != NULL;
         for (int k = 0; k < i && first; k++)
-            first = a->cells[k].G != c->G || !a->cells[k].decode;
+            first = !ablate_same_shape(&a->cells[k], c) || !a->cells[k].decode;
         for (size_t r = 0; first && r < json_array_size(c->decode); r++) {
             const json_t *d = json_array_get(c->decode, r), *b = json_array_get(baseline(a)->decode, r);
             table_row(t, c->G == a->H ? "control" : "");
-            table_number(t, "%.0f", (double)c->G);
+            table_heads(t, a, c->G);
             table_number(t, "%.0f", of(d, "batch"));
             table_number(t, "%.0f", of(d, "context"));
             table_number(t, "%.1f", of(d, "prefill_tok_s"));
@@ -250,7 +258,7 @@ void tables_cells(const struct ablation *a, struct table *t)
         ablate_percent(share, c->alpha);
         snprintf(status, sizeof status, "%s%s", c->done ? "done" : *c->error ? "failed: " : "not run yet", c->done ? "" : c->error);
         table_row(t, c->done ? "" : "failed");
-        table_number(t, "%.0f", (double)c->G);
+        table_heads(t, a, c->G);
         table_text(t, name);
         field(t, c->alpha, c->alpha > 0 ? share : "-");
         table_number(t, "%.0f", (double)c->seed);
