@@ -12,7 +12,7 @@
  * heads move with their group. All other tensors are copied.
  * A refit adds to its tensors in the coordinates they have after the merge, so they keep the moments of the merge. They are the better for it:
  * the fitted model computes nearly what the original did, so its gradients are nearly the original's (sample-mha, 8 heads to 2: cosine of the
- * carried m with the true one 0.4 to 0.8 with --refit all, about 0 without; tests/test_carry_refit.c).
+ * carried m with the true one 0.3 to 0.8 with --refit all, about 0 without; tests/test_carry_refit.c).
  * Arrays go through in row blocks, one attention tensor at a time whole. Not carried: --method random (fresh heads have no history), repeated heads, keys under a norm over the
  * whole width (its weights move into the rows), results in another class's layout, .h5 and .gguf targets.
  *
