@@ -218,6 +218,16 @@ static double of(const json_t *row, const char *key)
     return json_is_number(value) ? json_number_value(value) : (double)NAN;
 }
 
+/* "25% (heads 4 1 1 2)": conversions under one budget may differ. */
+static void shape_heads(struct table *t, const struct ablation *a, const struct cell *c)
+{
+    char text[48], whole[240];
+    const char *heads = c->G < 0 ? strstr(c->chosen, "heads ") : NULL;
+    ablate_heads_short(a, c->G, text);
+    snprintf(whole, sizeof whole, "%s%s%s%s", text, heads ? " (" : "", heads ? heads : "", heads ? ")" : "");
+    field(t, ablate_heads(a, c->G), whole);
+}
+
 void tables_speed(const struct ablation *a, struct table *t)
 {
     static const char *const heads[] = { "K/V heads", "batch", "context", "prefill tok/s", "decode tok/s", "ms/token", "sd", "speed-up", "bandwidth share", "GB/s measured" };
@@ -230,7 +240,7 @@ void tables_speed(const struct ablation *a, struct table *t)
         for (size_t r = 0; first && r < json_array_size(c->decode); r++) {
             const json_t *d = json_array_get(c->decode, r), *b = json_array_get(baseline(a)->decode, r);
             table_row(t, c->G == a->H ? "control" : "");
-            table_heads(t, a, c->G);
+            shape_heads(t, a, c);
             table_number(t, "%.0f", of(d, "batch"));
             table_number(t, "%.0f", of(d, "context"));
             table_number(t, "%.1f", of(d, "prefill_tok_s"));

@@ -69,6 +69,7 @@ static void answer_and_tables(void **state)
     assert_non_null(strstr(a.advice.reason, "40% of the K/V cache"));
     char *markdown = ablate_markdown(&a), *csv = ablate_csv(&a), *html = ablate_html(&a);
     assert_non_null(strstr(markdown, "| 40% | svd+all (heads 8 2 2 1)"));
+    assert_non_null(strstr(markdown, "| 40% (heads 8 2 2 1) | 1 | 512 |")); /* the shape that was timed */
     assert_non_null(strstr(csv, "id,num_key_value_heads,kv_budget,method"));
     assert_non_null(strstr(csv, ",,40%,svd+all,heads 8 2 2 1,"));
     assert_non_null(strstr(csv, ",2,,svd+all,"));
