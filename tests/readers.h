@@ -17,8 +17,8 @@ struct readers readers_models(void); /* readers_model.c */
 struct readers readers_runs(void);
 struct readers readers_configs(void);
 struct readers readers_tokens(void); /* readers_data.c */
-struct readers readers_tokenizers(void);
 struct readers readers_others(void);
+struct readers readers_tokenizers(void); /* readers_tokenizers.c */
 
 /* Reads now; OK when the sum is `want`, ERR_NUMERIC when it is another. */
 enum code reader_again(const struct reader *r, uint64_t want);
