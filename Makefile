@@ -285,10 +285,10 @@ install: all ## programs into PREFIX/bin, library and headers into PREFIX/lib an
 	for h in $(wildcard $(addsuffix /*.h,$(LIB_DIRS))); do \
 	  install -D -m 644 $$h $(DESTDIR)$(PREFIX)/include/gqakit/$$h || exit 1; done
 
-COVERED := base checkpoints convert model kernels/cpu
-coverage: ## line coverage of base, checkpoints, convert, model and kernels/cpu, from a COV=1 run of the tests (needs gcovr)
+COVERED := base data checkpoints convert model kernels/cpu
+coverage: ## line coverage of base, data, checkpoints, convert, model and kernels/cpu, from a COV=1 run of the tests (needs gcovr)
 	@find build/cov -name '*.gcda' -delete 2>/dev/null || true
-	-@$(MAKE) --no-print-directory COV=1 test
+	-@$(MAKE) --no-print-directory COV=1 TEST_TIMEOUT=1800 test # a test that is stopped has run nothing
 	@gcovr -r . --object-directory build/cov $(foreach d,$(COVERED),-f '$(d)/[^/]*\.c$$') --exclude-unreachable-branches \
 	  --gcov-ignore-parse-errors
 
