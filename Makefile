@@ -173,6 +173,10 @@ $(addprefix $(OUT)/tests/,$(FAULT_LIB)): $(OUT)/obj/tests/fault_play.o $(OUT)/ob
 $(addprefix $(OUT)/tests/,$(FAULT_MEMORY)): $(patsubst %,$(OUT)/obj/tests/fault_%.o,memory memory_play play io)
 $(OUT)/tests/test_crash_convert $(OUT)/tests/test_memory_convert: $(CONVERT_OBJ) $(OUT)/obj/tests/main_convert.o
 $(OUT)/tests/test_crash_uptrain $(OUT)/tests/test_memory_uptrain: $(INSIDE_OBJ)
+ifeq ($(SAN),1) # plain loops that tests compare with; what is compared has the sanitizers
+$(OUT)/obj/tests/reference/%.o: SANFLAGS := -fno-omit-frame-pointer
+endif
+
 $(OUT)/obj/tests/main_convert.o: convert/main.c Makefile
 	@mkdir -p $(@D)
 	$(call say,CC $< (as convert_main))
