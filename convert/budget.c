@@ -176,8 +176,7 @@ enum code budget_choose(struct budget *b, struct checkpoint *source, const struc
     TRY(budget_open(b, a, options_dtype(o) == DT_NONE ? a->dtype : options_dtype(o)));
     TRY(kv_budget_parse(&b->bytes, "--kv-budget", b->asked, b->most, b->least));
     TRY(check_home(a, o));
-    if (b->bytes < b->most)
-        TRY(budget_costs(b, source, o));
+    TRY(budget_costs(b, source, o)); /* where every head fits too: heads that are copies cost nothing, and without a cost the fewest would do */
     return budget_solve(b);
 }
 
