@@ -157,8 +157,8 @@ int ablate_worth(const struct ablation *a, int64_t G, char *sentence, size_t n);
 
 const char *ablate_budget(const struct ablation *a, int64_t G);  /* NULL: G is a number of heads */
 double ablate_heads(const struct ablation *a, int64_t G);        /* under a budget as many as it allows on average */
-void ablate_heads_short(const struct ablation *a, int64_t G, char out[48]);                  /* "4", "25%" */
-void ablate_heads_name(const struct ablation *a, int64_t G, const char *kind, char out[96]); /* "4 heads"; kind "key/value ": "4 key/value heads"; "budget 25%" */
+void ablate_heads_short(const struct ablation *a, int64_t G, char out[48]);                  /* "4", "25%", "2048 B" */
+void ablate_heads_name(const struct ablation *a, int64_t G, const char *kind, char out[96]); /* "4 heads"; kind "key/value ": "4 key/value heads"; "budget 25%", "budget 2048 B" */
 int ablate_same_shape(const struct cell *x, const struct cell *y); /* conversions under one budget may give the layers different numbers */
 struct arch;
 enum code ablate_budgets_read(struct ablation *a, const struct arch *source) MUST_USE; /* checks grid.kv_budget, fills budget_share */

@@ -100,10 +100,12 @@ static void say_pick(struct ablation *a)
     speed_text(a, s, speed, sizeof speed);
     mention_cheaper(a, s, cheaper, sizeof cheaper);
     d->cell = s->best;
-    char heads[96];
+    char heads[96], budget[48];
     ablate_heads_name(a, s->G, "key/value ", heads);
-    if (s->G < 0)
-        snprintf(heads, sizeof heads, "A K/V budget of %s", ablate_budget(a, s->G));
+    if (s->G < 0) {
+        ablate_heads_short(a, s->G, budget);
+        snprintf(heads, sizeof heads, "A K/V budget of %s", budget);
+    }
     d->headline = snprintf(d->reason, sizeof d->reason, "%s instead of %lld%s: %s.", heads, (long long)a->H, s->G < 0 ? " heads" : "", what);
     snprintf(d->reason + d->headline, sizeof d->reason - (size_t)d->headline, " %.3g%% of the K/V cache%s, loss %s. It is the smallest K/V cache within the margin of %g nats.%s",
              100.0 * ablate_heads(a, s->G) / (double)a->H, speed, loss, a->config.margin, cheaper);

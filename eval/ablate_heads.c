@@ -11,10 +11,13 @@ const char *ablate_budget(const struct ablation *a, int64_t G) { return G < 0 ? 
 
 double ablate_heads(const struct ablation *a, int64_t G) { return G < 0 ? a->budget_share[-G - 1] * (double)a->H : (double)G; }
 
+/* Beside numbers of heads a bare number would read as one. */
+static const char *unit(const char *budget) { return strchr(budget, '%') ? "" : " B"; }
+
 void ablate_heads_short(const struct ablation *a, int64_t G, char out[48])
 {
     if (G < 0)
-        snprintf(out, 48, "%.30s", ablate_budget(a, G));
+        snprintf(out, 48, "%.30s%s", ablate_budget(a, G), unit(ablate_budget(a, G)));
     else
         snprintf(out, 48, "%lld", (long long)G);
 }
@@ -22,7 +25,7 @@ void ablate_heads_short(const struct ablation *a, int64_t G, char out[48])
 void ablate_heads_name(const struct ablation *a, int64_t G, const char *kind, char out[96])
 {
     if (G < 0)
-        snprintf(out, 96, "budget %.30s", ablate_budget(a, G));
+        snprintf(out, 96, "budget %.30s%s", ablate_budget(a, G), unit(ablate_budget(a, G)));
     else
         snprintf(out, 96, "%lld %shead%s", (long long)G, kind, G == 1 ? "" : "s");
 }
@@ -62,10 +65,10 @@ enum code ablate_budgets_read(struct ablation *a, const struct arch *source)
 /* "4 1 1 2", or what of it fits. */
 void ablate_heads_chosen(const json_t *groups, char *out, size_t n)
 {
-    size_t used = 0, count = json_array_size(groups);
+    size_t used = 0, l = 0, count = json_array_size(groups);
     out[0] = 0;
-    for (size_t l = 0; l < count && used + 16 < n; l++)
+    for (; l < count && used + 16 < n; l++)
         used += (size_t)snprintf(out + used, n - used, "%s%lld", l ? " " : "", (long long)json_integer_value(json_array_get(groups, l)));
-    if (used + 16 >= n && used + 5 < n)
+    if (l < count && used + 5 < n)
         snprintf(out + used, n - used, " ...");
 }

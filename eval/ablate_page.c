@@ -56,10 +56,12 @@ static void facts(const struct ablation *a, FILE *f)
     if (i < 0 || !base)
         return;
     const struct summary *s = &a->summaries[i];
-    char value[96], what[160], share[24], took[48];
+    char value[96], what[160], share[24], took[32];
     fputs("<div class=facts>\n", f);
-    ablate_heads_short(a, s->G, took);
-    snprintf(value, sizeof value, "%s of %lld", took, (long long)a->H);
+    if (s->G < 0)
+        snprintf(value, sizeof value, "%.3g%% of %lld", 100 * ablate_heads(a, s->G) / (double)a->H, (long long)a->H);
+    else
+        snprintf(value, sizeof value, "%lld of %lld", (long long)s->G, (long long)a->H);
     snprintf(what, sizeof what, "%s%s", s->G < 0 ? "key/value heads, chosen for each layer" : "key/value heads", a->advice.pick >= 0 ? "" : " (nearest)");
     fact(f, value, what);
     if (s->kv_bytes > 0 && base->kv_bytes > 0) {

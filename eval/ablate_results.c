@@ -129,9 +129,11 @@ char *ablate_csv(const struct ablation *a)
         size_t rows = json_array_size(c->decode);
         for (size_t r = 0; r < (rows ? rows : 1); r++) {
             const json_t *d = json_array_get(c->decode, r);
-            char heads[48];
-            ablate_heads_short(a, c->G, heads);
-            fprintf(f, "%s,%s,%s,%s,%s,%s,%s,%g,%lld,%lld,%lld", c->id, c->G < 0 ? "" : heads, c->G < 0 ? heads : "", c->method, c->chosen, c->grouping, c->loss, c->alpha, (long long)c->seed,
+            char heads[48] = "";
+            const char *budget = ablate_budget(a, c->G);
+            if (!budget)
+                ablate_heads_short(a, c->G, heads);
+            fprintf(f, "%s,%s,%s,%s,%s,%s,%s,%g,%lld,%lld,%lld", c->id, heads, budget ? budget : "", c->method, c->chosen, c->grouping, c->loss, c->alpha, (long long)c->seed,
                     (long long)c->steps, (long long)c->tokens);
             const double numbers[] = { c->loss_zero_step, c->loss_final, c->loss_stderr, c->difference_stderr, c->kl_zero_step, c->kl, c->kl_stderr, c->bits_per_byte };
             for (size_t k = 0; k < sizeof numbers / sizeof numbers[0]; k++)

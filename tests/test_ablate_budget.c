@@ -92,6 +92,46 @@ static void answer_and_tables(void **state)
     ablate_free(&a);
 }
 
+/* A budget in bytes is no number of heads, in no table; programs read it as it was given. */
+static void bytes_and_many_layers(void **state)
+{
+    (void)state;
+    static const char *const mixed[] = {"25%", "3277"};
+    struct ablation a;
+    char text[120];
+    with_budgets(&a);
+    a.config.budgets.items = (void *)(uintptr_t)mixed;
+    ablate_case_fill(&a);
+    a.config.margin = 0.005;
+    for (int i = 0; i < a.n_cells; i++)
+        if (a.cells[i].G == -2 && !strcmp(a.cells[i].method, "svd+all"))
+            a.cells[i].loss_final = 1.001;
+    assert_ok(ablate_summarise(&a));
+    assert_non_null(strstr(a.advice.reason, "A K/V budget of 3277 B instead of 8 heads: svd+all"));
+    char *markdown = ablate_markdown(&a), *csv = ablate_csv(&a), *html = ablate_html(&a);
+    assert_non_null(strstr(markdown, "| 3277 B | svd+all |"));
+    assert_null(strstr(markdown, "| 3277 |"));
+    assert_non_null(strstr(markdown, "budget 3277 B: "));
+    assert_non_null(strstr(csv, ",,3277,svd+all,"));
+    assert_non_null(strstr(html, "40% of 8"));
+    free(html);
+    free(csv);
+    free(markdown);
+    ablate_free(&a);
+
+    for (size_t layers = 1; layers < 80; layers++) { /* all of them, or as many as fit and a mark */
+        json_t *groups = json_array();
+        for (size_t l = 0; l < layers; l++)
+            json_array_append_new(groups, json_integer(1));
+        ablate_heads_chosen(groups, text, sizeof text);
+        size_t listed = 0;
+        for (const char *p = text; *p; p++)
+            listed += *p == '1';
+        assert_true((listed == layers) == (strstr(text, "...") == NULL) && listed >= (layers < 50 ? layers : 50));
+        json_decref(groups);
+    }
+}
+
 /* ---- a whole one ---- */
 
 static char *config(void)
@@ -124,7 +164,7 @@ static void whole(void **state)
     char *yaml = config(), *path = temp_path("ablation/results.json");
     json_t *j = NULL;
     struct child c = EVAL("ablate", yaml);
-    assert_non_null(strstr(c.out, "     767 mean"));
+    assert_non_null(strstr(c.out, "   767 B mean"));
     program_ok(c);
     assert_ok(json_read_file(path, 1 << 22, &j));
     const json_t *cells = json_object_get(j, "cells");
@@ -166,6 +206,6 @@ static void refused(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(cells_and_order), cmocka_unit_test(answer_and_tables), cmocka_unit_test(whole), cmocka_unit_test(refused)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(cells_and_order), cmocka_unit_test(answer_and_tables), cmocka_unit_test(bytes_and_many_layers), cmocka_unit_test(whole), cmocka_unit_test(refused)};
     return harness_main(argc, argv, tests, COUNT_OF(tests));
 }
