@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -111,9 +112,10 @@ enum code io_pwrite(int fd, const char *path, const void *src, size_t n, int64_t
     return OK;
 }
 
-/* The directory that holds path, malloc'ed; NULL when there is no memory. */
-static char *parent_of(const char *path)
+/* Of the directory that holds path, after a rename: nothing that could be refused stands between the two. */
+static enum code fsync_parent(const char *path)
 {
+    char dir[PATH_MAX];
     size_t n = strlen(path);
     while (n > 1 && path[n - 1] == '/')
         n--;
@@ -121,15 +123,11 @@ static char *parent_of(const char *path)
         n--;
     while (n > 1 && path[n - 1] == '/')
         n--;
-    return n ? strndup(path, n) : strdup(".");
-}
-
-static enum code fsync_parent(const char *path)
-{
-    char *dir = parent_of(path);
-    enum code c = dir ? io_fsync_path(dir) : fail(ERR_MEMORY, "%s: no memory for the name of its directory", path);
-    free(dir);
-    return c;
+    if (n >= sizeof dir)
+        return fail(ERR_IO, "%s: too long a name", path);
+    memcpy(dir, n ? path : ".", n ? n : 1);
+    dir[n ? n : 1] = 0;
+    return io_fsync_path(dir);
 }
 
 enum code io_write_atomic(const char *path, const void *bytes, size_t n)
