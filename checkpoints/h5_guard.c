@@ -175,7 +175,7 @@ static const char *data_problem(hid_t set, int64_t row_bytes, const hsize_t n[2]
     hid_t space = H5Dget_space(set), type = H5Dget_type(set);
     int nd = H5Sget_simple_extent_ndims(space);
     void *buffer = malloc(rows * (hsize_t)row_bytes + 1);
-    const char *problem = buffer ? NULL : "too large a row";
+    const char *problem = buffer ? NULL : H5_NO_MEMORY; /* a row is at most 256 MiB */
     for (hsize_t row = 0; !problem && row < n[0]; row += rows) {
         hsize_t start[2] = {row, 0}, count[2] = {n[0] - row < rows ? n[0] - row : rows, n[1]};
         hid_t memory = H5Screate_simple(nd, count, NULL);

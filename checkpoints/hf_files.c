@@ -89,6 +89,8 @@ static enum code link_check(const char *dir, const char *name)
     enum code c = OK;
     if (!path || ((!real || !home) && errno == ENOMEM)) {
         c = fail(ERR_MEMORY, "%s: out of memory for a path", dir);
+    } else if ((!real || !home) && (errno == EACCES || errno == EIO)) {
+        c = fail_errno(path, "open");
     } else if (!real || !home) {
         c = fail(ERR_INPUT, "%s: " HF_INDEX " names this file, which is missing; if a download was cut short, repeat it", path);
     } else if (!below(real, home)) {

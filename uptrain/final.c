@@ -108,7 +108,7 @@ static enum code card_make(const struct run *r, const json_t *facts, char **card
             fprintf(f, " %lld", (long long)b[l].G);
         fprintf(f, ".\n");
     } else
-        fprintf(f, " %lld query heads, %lld key/value heads per layer.\n", (long long)b->H, (long long)b->G);
+        fprintf(f, " %lld query heads, %lld key/value head%s per layer.\n", (long long)b->H, (long long)b->G, b->G == 1 ? "" : "s");
     fprintf(f, "\nHome: %s.\n\n| | |\n|---|---|\n", r->home.sentence);
     fprintf(f, "| steps | %lld |\n| tokens | %lld |\n", (long long)s->step, (long long)s->tokens);
     if (!isnan(o->uptrain_fraction))
