@@ -28,18 +28,21 @@ static enum code choose(struct calibration_tokens *t, const struct tokens *from,
 {
     int64_t count = tokens_count(from), asked = o->calibration_tokens ? o->calibration_tokens : CALIBRATION_TOKENS;
     t->length = o->sequence_length;
-    if (!t->length) {
+    if (!t->length)
         t->length = a->max_positions > 0 && a->max_positions < CALIBRATION_LONGEST ? a->max_positions : CALIBRATION_LONGEST;
-        if (t->length > (count - 1) / 10) /* a short file: ten sequences, one of them held out */
-            t->length = (count - 1) / 10;
-    }
     if (a->max_positions > 0 && t->length > a->max_positions)
         return fail(ERR_USAGE, "--sequence-length %lld is more than the model's %lld positions", (long long)t->length, (long long)a->max_positions);
+    if (t->length > (count - 1) / (o->sequence_length ? 2 : 10)) { /* a short file: ten sequences, one of them held out */
+        t->length = (count - 1) / 10;
+        if (o->sequence_length && t->length > 0)
+            log_info("%s: its %lld tokens are not two sequences of %lld; ten of %lld are taken", o->calibration, (long long)count, (long long)o->sequence_length,
+                     (long long)t->length);
+    }
     int64_t windows = t->length > 0 ? (count - 1) / t->length : 0;
     t->sequences = t->length > 0 ? (asked + t->length - 1) / t->length : 0;
     t->sequences = t->sequences < windows ? t->sequences : windows;
     if (t->sequences < 2)
-        return fail(ERR_INPUT, "%s: %lld tokens are too few for a calibration (two sequences of --sequence-length %lld, %lld tokens asked)",
+        return fail(ERR_INPUT, "%s: %lld tokens are too few for a calibration (two sequences of %lld at least, %lld tokens asked)",
                     o->calibration, (long long)count, (long long)t->length, (long long)asked);
     t->held_out = t->sequences / 10 > 1 ? t->sequences / 10 : 1;
     return OK;

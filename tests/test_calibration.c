@@ -344,7 +344,15 @@ static void refusals(void **state)
     program_refused(CONVERT(source, target, "--kv-heads", "2", "--refit", "block"), 2, "--calibration");
     program_refused(CONVERT(source, target, "--kv-heads", "2", "--calibration", few), 3, "too few");
     program_refused(CONVERT(source, target, "--kv-heads", "2", "--calibration", tokens, "--sequence-length", "65"), 2, "64 positions");
+    program_refused(CONVERT(source, target, "--kv-heads", "2", "--calibration", few, "--sequence-length", "3"), 3, "too few");
     program_refused(CONVERT(source, target, "--kv-heads", "2", "--calibration", "absent.bin"), 5, "absent.bin");
+    int32_t short_file[41] = {0};
+    assert_ok(tokens_write(few, short_file, 41, 37, -1, -1, NULL));
+    for (int i = 0; i < 2; i++) { /* two sequences of 20 fit, of 21 not: ten of 4 then */
+        json_t *j = program_json(CONVERT(source, target, "--kv-heads", "2", "--json", "--calibration", few, "--sequence-length", i ? "21" : "20", "--dry-run"));
+        assert_int_equal(json_integer_value(json_object_get(json_object_get(j, "calibration"), "sequence_length")), i ? 4 : 20);
+        json_decref(j);
+    }
     for (int i = 0; i < 400; i++)
         foreign[i] = 40;
     assert_ok(tokens_write(few, foreign, 400, 50, -1, -1, NULL));

@@ -69,6 +69,8 @@ static void another_length_another_conversion(void **state)
     runs_expect(&c, 0, "already converted");
     c = UPTRAIN(yaml, dir, "sequence_len=24", "resume=never");
     runs_expect(&c, 0, "converting");
+    c = UPTRAIN(yaml, "gqa.calibration=/nonexistent/text.txt", "--plan");
+    runs_expect(&c, 5, "gqa.calibration: /nonexistent/text.txt");
     free(yaml);
     char text[1200], *model = temp_path("source"), *tokens = temp_path("tokens.bin"), *plain = temp_path("plain.yaml");
     int n = snprintf(text, sizeof text, "model: {path: %s}\ngqa: {num_key_value_heads: 3}\ndata: {train: [%s]}\nsequence_len: 40\nmax_steps: 0\nthreads: 1\n"

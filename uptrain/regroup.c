@@ -55,6 +55,9 @@ static enum code set_groups(struct run *r, int64_t G)
 enum code regroup(struct run *r)
 {
     struct ckpt_choice choice;
+    enum data_format format;
+    if (r->options.gqa.calibration)
+        TRY(fail_in(data_detect_format(r->options.gqa.calibration, &format), "gqa.calibration"));
     if (r->kv_bytes)
         kv_budget_spread(&r->arch, ckpt_arch(r->source), r->kv_bytes, r->arch.dtype);
     else
