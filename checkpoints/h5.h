@@ -45,20 +45,22 @@ enum code h5_array_info(struct h5_file *f, const char *name, struct h5_array *a)
 enum code h5_rows_write(struct h5_file *f, const char *name, const struct h5_array *a, int64_t row, int64_t rows, const void *src) MUST_USE;
 enum code h5_rows_read(struct h5_file *f, const char *name, const struct h5_array *a, int64_t row, int64_t rows, void *dst) MUST_USE;
 
-/* ---- h5_guard.c ---------------------------------------------------------------------------------------------------- */
+/* ---- h5_seal.c ----------------------------------------------------------------------------------------------------- */
 
 /* 1: a sealed file; 0: a plain HDF5 file, nothing recorded; -1: neither (not HDF5, or a damaged seal); -2: unreadable, as fail_text says. */
 int h5_sealed(const char *path);
 /* Re-hashes a sealed file; ERR_INPUT says what differs. */
 enum code h5_seal_verify(const char *path) MUST_USE;
+/* The line of the user block for `bytes` bytes of this hash, NUL padded to H5_USER_BLOCK. */
+void h5_seal_text(char block[512], int64_t bytes, const char *xxh128);
+enum code h5_seal_hash(int fd, const char *path, int64_t *bytes, char hex[33]) MUST_USE; /* bytes after the user block */
+
+/* ---- h5_guard.c ---------------------------------------------------------------------------------------------------- */
+
 /* Walks the file in a forked child: structure (plain links, chunked or contiguous numeric datasets, known filters, sane sizes) and,
  * with `data`, every chunk. ERR_INPUT when the child refuses it, dies or takes too long: the parent's libhdf5 never sees it. */
 enum code h5_walk_forked(const char *path, int data) MUST_USE;
 /* What a bare .h5 goes through before h5_open: the seal, then the walk (with data when there is no seal). */
 enum code h5_guard(const char *path) MUST_USE;
-
-/* The line of the user block for `bytes` bytes of this hash, NUL padded to H5_USER_BLOCK. */
-void h5_seal_text(char block[512], int64_t bytes, const char *xxh128);
-enum code h5_seal_hash(int fd, const char *path, int64_t *bytes, char hex[33]) MUST_USE; /* bytes after the user block */
 
 #endif
