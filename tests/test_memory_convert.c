@@ -58,6 +58,10 @@ static void test_calibrated(void **state)
 static void test_address_space(void **state)
 {
     (void)state;
+#ifdef __SANITIZE_ADDRESS__
+    print_message("skipped: limits of the address space; AddressSanitizer takes terabytes of it\n");
+    skip();
+#endif
     char *program = program_path("gqa-convert"), text[2000];
     int refused = 0, unstarted = 0, done = 0;
     before();

@@ -350,6 +350,7 @@ static void test_locks(void **state)
 
 int main(int argc, char **argv)
 {
+    signal(SIGINT, SIG_DFL); /* a shell's background job ignores it, and so would the programs */
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_convert), cmocka_unit_test(test_stop), cmocka_unit_test(test_save_and_go_on), cmocka_unit_test(test_second_signal),
                                        cmocka_unit_test(test_group), cmocka_unit_test(test_ablation), cmocka_unit_test(test_locks)};
     struct arch a;
