@@ -16,7 +16,7 @@ static const struct config_field fields[] = {
     F("grid.num_key_value_heads", CONFIG_INTS, groups, NULL, "group counts to try; default: every legal one"),
     F("grid.kv_budget", CONFIG_STRS, budgets, NULL, "K/V budgets to try beside them, a share (25%) or bytes per token: heads chosen for each layer, see gqa-convert --kv-budget; alone, no counts are tried"),
     F("grid.method", CONFIG_STRS, method, "[mean]", "mean, first, random, select, align, svd, auto; with a refit after it: svd+all (or +output, +block)"),
-    F("gqa.calibration", CONFIG_STR, calibration, NULL, "tokens or text for select, align, svd and every refit: see gqa-convert --calibration"),
+    F("gqa.calibration", CONFIG_STR, calibration, NULL, "tokens or text for select, align, svd, auto and every refit, read in sequences of evaluate.context (at most 1024): see gqa-convert --calibration"),
     F_IN("gqa.calibration_tokens", CONFIG_INT, calibration_tokens, "0", 0, 1e12, "how many; 0: gqa-convert's default"),
     F("grid.grouping", CONFIG_STRS, grouping, "[consecutive]", "which heads share a group: consecutive, similar"),
     F("grid.loss", CONFIG_STRS, loss, "[ce]", "ce: cross-entropy; distill: against the original's predictions, by the `distill` block"),
