@@ -1,7 +1,6 @@
 /* The readers of what is no model; see readers.h: token files with what lies beside them, text, JSON lines, a teacher's cache, configs, files as such. */
-#include <zlib.h>
-
 #include "data/data.h"
+#include "input_files.h"
 #include "readers.h"
 
 /* ---- tokens ------------------------------------------------------------------------------------------------------------ */
@@ -51,38 +50,9 @@ static enum code read_cached(const char *path, uint64_t *sum)
     return c;
 }
 
-static void put_le(unsigned char *p, uint64_t v, int width)
-{
-    for (int i = 0; i < width; i++)
-        p[i] = (unsigned char)(v >> 8 * i);
-}
-
-static void put_gz(const char *name, const char *text)
-{
-    char *path = temp_path(name);
-    gzFile f = gzopen(path, "wb");
-    assert_int_equal(gzwrite(f, text, (unsigned)strlen(text)), (int)strlen(text));
-    gzclose(f);
-    free(path);
-}
-
 static void make_tokens(void)
 {
-    unsigned char bin[1024 + 16] = {0}, idx[34 + 2 * 12 + 3 * 8] = "MMIDIDX";
-    put_le(bin, 20240520, 4), put_le(bin + 4, 1, 4), put_le(bin + 8, 8, 4);
-    for (int i = 0; i < 8; i++)
-        put_le(bin + 1024 + 2 * i, (uint64_t)(i * 40), 2);
-    damage_put("t.bin", bin, sizeof bin);
-    damage_text("t.bin.json", "{\"dtype\": \"uint16\", \"vocab\": 300, \"tokenizer_sha256\": \"\", \"bytes\": 12, \"eos\": 2, \"input_sha256\": null, \"tokens\": 8}");
-    damage_text("t.bin.mask", "\1\1\1\1\1\1\1\1");
-    put_le(idx + 9, 1, 8), idx[17] = 8, put_le(idx + 18, 2, 8), put_le(idx + 26, 3, 8);
-    put_le(idx + 34, 3, 4), put_le(idx + 38, 5, 4), put_le(idx + 42, 0, 8), put_le(idx + 50, 6, 8);
-    put_le(idx + 66, 1, 8), put_le(idx + 74, 2, 8);
-    damage_put("m.idx", idx, sizeof idx);
-    damage_put("m.bin", bin + 1024, 16);
-    damage_put("r.npy", bin + 1024, 16);
-    damage_text("l.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
-    put_gz("z.jsonl.gz", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
+    input_tokens();
     damage_text("x.txt", "one\n<|endoftext|>\ntwo and two\n");
 }
 

@@ -1,6 +1,7 @@
 /* The readers of tokenizers; see readers.h: as they are, and as a GGUF file takes them over. */
 #include "checkpoints/gguf_tokenizer.h"
 #include "data/data.h"
+#include "input_files.h"
 #include "readers.h"
 
 static enum code read_tokenizer(const char *path, uint64_t *sum)
@@ -64,16 +65,6 @@ static enum code read_gguf(const char *path, uint64_t *sum)
     return c;
 }
 
-static void corpus_copy(const char *from, const char *to)
-{
-    char *bytes;
-    size_t n;
-    assert_ok(io_read_all(from, 1 << 20, &bytes, &n));
-    const char *nul = n ? memchr(bytes, 0, n) : NULL; /* where a target takes its text from behind it */
-    damage_put(to, bytes, nul && !strstr(from, "sentencepiece") ? (size_t)(nul - bytes) : n);
-    free(bytes);
-}
-
 static void make_tokenizers(void)
 {
     static const char *const folders[] = {"words", "gguf"};
@@ -82,11 +73,11 @@ static void make_tokenizers(void)
         assert_ok(io_mkdirs(dir));
         free(dir);
     }
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/llama", "llama.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/qwen", "qwen.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/metaspace", "metaspace.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/bytes.json", "gguf/tokenizer.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/sentencepiece", "gguf/tokenizer.model");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/llama", "llama.json");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/qwen", "qwen.json");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/metaspace", "metaspace.json");
+    input_corpus("tests/fuzz/corpus/gguf_tokenizer/bytes.json", "gguf/tokenizer.json");
+    input_corpus("tests/fuzz/corpus/gguf_tokenizer/sentencepiece", "gguf/tokenizer.model");
     damage_text("words/vocab.json", "{\"!\":0,\"a\":1,\"b\":2,\"ab\":3,\"\\u0120\":4,\"\\u0120a\":5,\"<|endoftext|>\":6}");
     damage_text("words/merges.txt", "#version: 0.2\na b\n\xc4\xa0 a\n");
     damage_text("words/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"bos_token\": \"<|endoftext|>\", \"added_tokens_decoder\": {\"7\": {\"content\": \"<x>\"}}}");

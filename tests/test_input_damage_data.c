@@ -1,9 +1,8 @@
 /* R4 and R5 of what holds text: token files and what lies beside them, JSON lines, tokenizers. See test_input_damage.c. */
-#include <zlib.h>
-
 #include "checkpoints/gguf_tokenizer.h"
 #include "damage.h"
 #include "data/data.h"
+#include "input_files.h"
 
 /* ---- tokens and tokenizers ---------------------------------------------------------------------------------------- */
 
@@ -31,21 +30,6 @@ static enum code read_tokens(const char *name, uint64_t *sum) { return tokens_su
 static enum code read_beside(const char *name, uint64_t *sum) { (void)name; return tokens_sum("t.bin", DATA_AUTO, sum); }
 static enum code read_pair(const char *name, uint64_t *sum) { (void)name; return tokens_sum("m.idx", DATA_AUTO, sum); }
 
-static void put_le(unsigned char *p, uint64_t v, int width)
-{
-    for (int i = 0; i < width; i++)
-        p[i] = (unsigned char)(v >> 8 * i);
-}
-
-static void put_gz(const char *name, const char *text)
-{
-    char *path = temp_path(name);
-    gzFile f = gzopen(path, "wb");
-    assert_int_equal(gzwrite(f, text, (unsigned)strlen(text)), (int)strlen(text));
-    gzclose(f);
-    free(path);
-}
-
 static void test_tokens(void **state)
 {
     (void)state;
@@ -56,22 +40,8 @@ static void test_tokens(void **state)
         {"JSON lines", "l.jsonl", read_tokens, DAMAGE_PARTIAL, DAMAGE_PARTIAL},  {"JSON lines, gzip", "z.jsonl.gz", read_tokens, DAMAGE_SEEN, DAMAGE_PARTIAL},
         {"text, gzip", "z.txt.gz", read_tokens, DAMAGE_PARTIAL, DAMAGE_PARTIAL}, /* its first byte alone is text */
     };
-    unsigned char bin[1024 + 16] = {0}, idx[34 + 2 * 12 + 3 * 8] = "MMIDIDX";
-    put_le(bin, 20240520, 4), put_le(bin + 4, 1, 4), put_le(bin + 8, 8, 4);
-    for (int i = 0; i < 8; i++)
-        put_le(bin + 1024 + 2 * i, (uint64_t)(i * 40), 2);
-    damage_put("t.bin", bin, sizeof bin);
-    damage_text("t.bin.json", "{\"dtype\": \"uint16\", \"vocab\": 300, \"tokenizer_sha256\": \"\", \"bytes\": 12, \"eos\": 2, \"input_sha256\": null, \"tokens\": 8}");
-    damage_text("t.bin.mask", "\1\1\1\1\1\1\1\1");
-    put_le(idx + 9, 1, 8), idx[17] = 8, put_le(idx + 18, 2, 8), put_le(idx + 26, 3, 8);
-    put_le(idx + 34, 3, 4), put_le(idx + 38, 5, 4), put_le(idx + 42, 0, 8), put_le(idx + 50, 6, 8);
-    put_le(idx + 66, 1, 8), put_le(idx + 74, 2, 8);
-    damage_put("m.idx", idx, sizeof idx);
-    damage_put("m.bin", bin + 1024, 16);
-    damage_put("r.npy", bin + 1024, 16);
-    damage_text("l.jsonl", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
-    put_gz("z.jsonl.gz", "{\"text\": \"one\"}\n{\"text\": \"two \\u00e9\", \"x\": [1, {}]}\n");
-    put_gz("z.txt.gz", "one\n<|endoftext|>\ntwo and two and two and two\n");
+    input_tokens();
+    input_gz("z.txt.gz", "one\n<|endoftext|>\ntwo and two and two and two\n");
     for (size_t i = 0; i < COUNT_OF(subjects); i++) {
         struct damage_count c = damage_cut(&subjects[i], 1);
         damage_print("cut", &subjects[i], &c);
@@ -136,16 +106,6 @@ static enum code read_gguf(const char *name, uint64_t *sum)
     return c;
 }
 
-static void corpus_copy(const char *from, const char *to)
-{
-    char *bytes;
-    size_t n;
-    assert_ok(io_read_all(from, 1 << 20, &bytes, &n));
-    const char *nul = n ? memchr(bytes, 0, n) : NULL; /* where a target takes its text from behind it */
-    damage_put(to, bytes, nul && !strstr(from, "sentencepiece") ? (size_t)(nul - bytes) : n);
-    free(bytes);
-}
-
 static void test_tokenizers(void **state)
 {
     (void)state;
@@ -162,11 +122,11 @@ static void test_tokenizers(void **state)
     char *words = temp_path("words"), *gguf = temp_path("gguf");
     assert_ok(io_mkdirs(words));
     assert_ok(io_mkdirs(gguf));
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/llama", "llama.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/qwen", "qwen.json");
-    corpus_copy("tests/fuzz/corpus/tokenizer_json/metaspace", "metaspace.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/bytes.json", "gguf/tokenizer.json");
-    corpus_copy("tests/fuzz/corpus/gguf_tokenizer/sentencepiece", "gguf/tokenizer.model");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/llama", "llama.json");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/qwen", "qwen.json");
+    input_corpus("tests/fuzz/corpus/tokenizer_json/metaspace", "metaspace.json");
+    input_corpus("tests/fuzz/corpus/gguf_tokenizer/bytes.json", "gguf/tokenizer.json");
+    input_corpus("tests/fuzz/corpus/gguf_tokenizer/sentencepiece", "gguf/tokenizer.model");
     damage_text("words/vocab.json", "{\"!\":0,\"a\":1,\"b\":2,\"ab\":3,\"\\u0120\":4,\"\\u0120a\":5,\"<|endoftext|>\":6}");
     damage_text("words/merges.txt", "#version: 0.2\na b\n\xc4\xa0 a\n");
     damage_text("words/tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\", \"bos_token\": \"<|endoftext|>\", \"added_tokens_decoder\": {\"7\": {\"content\": \"<x>\"}}}");

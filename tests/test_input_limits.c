@@ -6,6 +6,7 @@
 #include "checkpoints/checkpoint.h"
 #include "damage.h"
 #include "data/data.h"
+#include "input_files.h"
 
 struct text { char *p; size_t n, capacity; };
 
@@ -122,20 +123,6 @@ static void test_yaml_bombs(void **state)
 
 /* ---- JSON files ---------------------------------------------------------------------------------------------------- */
 
-static enum code open_dir(const char *name)
-{
-    struct checkpoint *ck;
-    char *path = temp_path(name);
-    enum code c = ckpt_open(&ck, path, NULL);
-    if (c == OK)
-        ckpt_close(ck);
-    free(path);
-    return c;
-}
-
-static const char CONFIG[] = "{\"model_type\": \"llama\", \"hidden_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"intermediate_size\": 3, "
-                             "\"vocab_size\": 5, \"max_position_embeddings\": 8, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
-
 static void test_json_bombs(void **state)
 {
     (void)state;
@@ -149,7 +136,7 @@ static void test_json_bombs(void **state)
         add_times(&t, pieces[i], (4 << 20) / (int64_t)strlen(pieces[i]) - 16);
         damage_put("json/config.json", t.p, t.n);
         start = cpu();
-        assert_refused(open_dir("json"), ERR_INPUT, "config.json");
+        assert_refused(input_open("json"), ERR_INPUT, "config.json");
         within(pieces[i], start, 1);
         text_free(&t);
     }
@@ -158,32 +145,32 @@ static void test_json_bombs(void **state)
     add(&t, "[]]}");
     damage_put("json/config.json", t.p, t.n);
     start = cpu();
-    assert_refused(open_dir("json"), ERR_INPUT, "\"model_type\": expected a string");
+    assert_refused(input_open("json"), ERR_INPUT, "\"model_type\": expected a string");
     within("{\"x\":[[],[],...]}", start, 1);
     text_free(&t);
     add(&t, "{\"a\": 1");
     add_times(&t, ", \"a\": 1", 1 << 18);
     add(&t, "}");
     damage_put("json/config.json", t.p, t.n);
-    assert_refused(open_dir("json"), ERR_INPUT, "duplicate");
+    assert_refused(input_open("json"), ERR_INPUT, "duplicate");
     text_free(&t);
     add_times(&t, " ", (4 << 20) + 1);
     damage_put("json/config.json", t.p, t.n);
-    assert_refused(open_dir("json"), ERR_INPUT, "more than the");
+    assert_refused(input_open("json"), ERR_INPUT, "more than the");
     text_free(&t);
     /* sizes that lie: nothing is reserved by them */
     static const char *const lies[] = {"\"num_hidden_layers\": 2147483647", "\"num_hidden_layers\": -1", "\"hidden_size\": 9223372036854775807", "\"vocab_size\": 4611686018427387904",
                                        "\"num_attention_heads\": 0", "\"hidden_size\": 1e300", "\"head_dim\": 2147483646", "\"num_hidden_layers\": 4096"};
     for (size_t i = 0; i < COUNT_OF(lies); i++) {
         char text[1024];
-        snprintf(text, sizeof text, "{%s, %s", lies[i], strstr(CONFIG, "\"model_type\""));
+        snprintf(text, sizeof text, "{%s, %s", lies[i], strstr(INPUT_CONFIG, "\"model_type\""));
         const char *key = lies[i];
         char *again = strstr(text + 1 + strlen(lies[i]), (snprintf(text + 900, 100, "%.*s", (int)(strchr(key, ':') - key), key), text + 900));
         if (again) /* the true value out, or the key would stand there twice */
             memset(again, ' ', (size_t)(strchr(again, ',') - again + 1));
         damage_put("json/config.json", text, strlen(text));
         start = cpu();
-        enum code c = open_dir("json");
+        enum code c = input_open("json");
         assert_true(c == ERR_INPUT || c == ERR_UNSUPPORTED);
         within(lies[i], start, 0.1);
     }
@@ -209,10 +196,10 @@ static void test_index_of_many(void **state)
     uint64_t n = header.n - 8;
     memcpy(header.p, &n, 8);
     damage_put("many/m", header.p, header.n);
-    damage_put("many/config.json", CONFIG, strlen(CONFIG));
+    damage_put("many/config.json", INPUT_CONFIG, strlen(INPUT_CONFIG));
     damage_put("many/model.safetensors.index.json", index.p, index.n);
     double start = cpu();
-    assert_refused(open_dir("many"), ERR_INPUT, "says tensor \"z\" is in m, which does not hold it");
+    assert_refused(input_open("many"), ERR_INPUT, "says tensor \"z\" is in m, which does not hold it");
     within("an index of 100 000 tensors", start, 1.5);
     text_free(&header);
     text_free(&index);
@@ -275,10 +262,10 @@ static void test_pipes(void **state)
     assert_ok(io_mkdirs(dir));
     for (size_t i = 0; i < COUNT_OF(files); i++) {
         char *path = io_join(dir, files[i]);
-        damage_put("pipes/config.json", CONFIG, strlen(CONFIG));
+        damage_put("pipes/config.json", INPUT_CONFIG, strlen(INPUT_CONFIG));
         unlink(path);
         assert_int_equal(mkfifo(path, 0666), 0);
-        assert_refused(open_dir("pipes"), ERR_INPUT, files[i]);
+        assert_refused(input_open("pipes"), ERR_INPUT, files[i]);
         unlink(path);
         free(path);
     }
@@ -313,9 +300,9 @@ static void test_sentences(void **state)
     char *dir = temp_path("names");
     assert_ok(io_mkdirs(dir));
     static const char evil[] = "{\"weight_map\": {\"a\\n\\u001b[2Jgqa-convert: done\": 1}}";
-    damage_put("names/config.json", CONFIG, strlen(CONFIG));
+    damage_put("names/config.json", INPUT_CONFIG, strlen(INPUT_CONFIG));
     damage_put("names/model.safetensors.index.json", evil, strlen(evil));
-    assert_refused(open_dir("names"), ERR_INPUT, "must name a file");
+    assert_refused(input_open("names"), ERR_INPUT, "must name a file");
     for (const char *p = fail_text(); *p; p++)
         assert_true((unsigned char)*p >= ' ' && *p != 127);
     assert_int_equal(fail(ERR_INPUT, "a\xc2\x9b" "2Jb\x7f"), ERR_INPUT);

@@ -1,4 +1,4 @@
-/* R6: malformed files by name, each with its code and a part of its sentence, opened as the programs open them. The classes are those of
+/* R6: malformed files by name, each with its code and a part of its sentence, input_open as the programs open them. The classes are those of
  * llama.cpp's tests/test-gguf.cpp (a header of another kind, counts and sizes that lie, names, types, shapes, offsets, too little data), put
  * on the formats we read; safetensors' own published cases are in test_safetensors.c. */
 #include <unistd.h>
@@ -6,6 +6,8 @@
 #include "checkpoints/checkpoint.h"
 #include "damage.h"
 #include "data/data.h"
+#include "input_files.h"
+#include "token_case.h"
 
 /* C 4, H 2, D 2, F 3, V 5, one layer, tied: the tensors of a Llama of 4 * 115 bytes. */
 static const char CONFIG[] = "{\"model_type\": \"llama\", \"hidden_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"intermediate_size\": 3, "
@@ -52,17 +54,6 @@ static void st_put(const char *dir, const struct st_case *x)
     snprintf(path, sizeof path, "%s/model.safetensors", dir);
     damage_put(path, file, n + (size_t)(at + x->data_more));
     free(file);
-}
-
-static enum code opened(const char *name)
-{
-    struct checkpoint *ck;
-    char *path = temp_path(name);
-    enum code c = ckpt_open(&ck, path, NULL);
-    if (c == OK)
-        ckpt_close(ck);
-    free(path);
-    return c;
 }
 
 #define ENTRY(dtype, shape, from, to) "{\"dtype\":" dtype ",\"shape\":" shape ",\"data_offsets\":[" from "," to "]}"
@@ -115,9 +106,9 @@ static void test_safetensors_directory(void **state)
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         st_put("st", &cases[i]);
         if (cases[i].code == OK)
-            assert_ok(opened("st"));
+            assert_ok(input_open("st"));
         else
-            assert_refused(opened("st"), cases[i].code, cases[i].part);
+            assert_refused(input_open("st"), cases[i].code, cases[i].part);
     }
     printf("%zu safetensors files by name\n", COUNT_OF(cases));
     free(dir);
@@ -144,19 +135,13 @@ static void test_config(void **state)
     st_put("config", &good);
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         damage_text("config/config.json", cases[i].text);
-        assert_refused(opened("config"), cases[i].code, cases[i].part);
+        assert_refused(input_open("config"), cases[i].code, cases[i].part);
     }
     printf("%zu config.json by name\n", COUNT_OF(cases));
     free(dir);
 }
 
 /* ---- token files ---------------------------------------------------------------------------------------------------- */
-
-static void put_le(unsigned char *p, uint64_t v, int width)
-{
-    for (int i = 0; i < width; i++)
-        p[i] = (unsigned char)(v >> 8 * i);
-}
 
 static enum code tokens_opened(const char *name)
 {
@@ -191,10 +176,10 @@ static void test_llmc(void **state)
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         unsigned char file[1024 + 64] = {0};
-        put_le(file, (uint64_t)cases[i].magic, 4);
-        put_le(file + 4, (uint64_t)cases[i].version, 4);
-        put_le(file + 8, (uint64_t)cases[i].count, 4);
-        put_le(file + 1024 + (cases[i].ids - 1) * cases[i].width, cases[i].last, cases[i].width);
+        token_put_le(file, (uint64_t)cases[i].magic, 4);
+        token_put_le(file + 4, (uint64_t)cases[i].version, 4);
+        token_put_le(file + 8, (uint64_t)cases[i].count, 4);
+        token_put_le(file + 1024 + (cases[i].ids - 1) * cases[i].width, cases[i].last, cases[i].width);
         damage_put("t.bin", file, (size_t)(1024 + cases[i].ids * cases[i].width));
         if (cases[i].code == OK)
             assert_ok(tokens_opened("t.bin"));
@@ -202,7 +187,7 @@ static void test_llmc(void **state)
             assert_refused(tokens_opened("t.bin"), cases[i].code, cases[i].part);
     }
     unsigned char magic[4];
-    put_le(magic, 20240520, 4);
+    token_put_le(magic, 20240520, 4);
     damage_put("t.bin", magic, 4); /* alone */
     assert_refused(tokens_opened("t.bin"), ERR_INPUT, "the llm.c header alone has 1024");
     damage_put("t.bin", "", 0);
@@ -239,10 +224,10 @@ static void test_megatron(void **state)
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         unsigned char idx[N] = "MMIDIDX", bin[16] = {0};
-        put_le(idx + 9, 1, 8), idx[17] = 8, put_le(idx + 18, 2, 8), put_le(idx + 26, 3, 8);
-        put_le(idx + 34, 3, 4), put_le(idx + 38, 5, 4), put_le(idx + 42, 0, 8), put_le(idx + 50, 6, 8);
-        put_le(idx + 66, 1, 8), put_le(idx + 74, 2, 8);
-        put_le(idx + cases[i].at, cases[i].value, cases[i].width);
+        token_put_le(idx + 9, 1, 8), idx[17] = 8, token_put_le(idx + 18, 2, 8), token_put_le(idx + 26, 3, 8);
+        token_put_le(idx + 34, 3, 4), token_put_le(idx + 38, 5, 4), token_put_le(idx + 42, 0, 8), token_put_le(idx + 50, 6, 8);
+        token_put_le(idx + 66, 1, 8), token_put_le(idx + 74, 2, 8);
+        token_put_le(idx + cases[i].at, cases[i].value, cases[i].width);
         damage_put("m.idx", idx, sizeof idx);
         damage_put("m.bin", bin, sizeof bin);
         if (cases[i].code == OK)
@@ -272,7 +257,7 @@ static void test_other_kinds(void **state)
     };
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         damage_put(cases[i].name, cases[i].bytes, cases[i].n);
-        assert_refused(opened(cases[i].name), cases[i].code, cases[i].part);
+        assert_refused(input_open(cases[i].name), cases[i].code, cases[i].part);
         char *path = temp_path(cases[i].name);
         unlink(path);
         free(path);

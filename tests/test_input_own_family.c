@@ -1,20 +1,7 @@
 /* A directory of our own modeling file (family gqakit) whose config.json says another model than its tensors are; and what the family cannot hold. */
 #include "checkpoints/checkpoint.h"
 #include "harness.h"
-
-static const char CONFIG[] = "{\"model_type\": \"llama\", \"hidden_size\": 4, \"num_hidden_layers\": 1, \"num_attention_heads\": 2, \"intermediate_size\": 3, "
-                             "\"vocab_size\": 5, \"max_position_embeddings\": 8, \"rms_norm_eps\": 1e-5, \"tie_word_embeddings\": true}";
-
-static enum code opened(const char *name)
-{
-    struct checkpoint *ck;
-    char *path = temp_path(name);
-    enum code c = ckpt_open(&ck, path, NULL);
-    if (c == OK)
-        ckpt_close(ck);
-    free(path);
-    return c;
-}
+#include "input_files.h"
 
 static void test_own_family(void **state)
 {
@@ -29,7 +16,7 @@ static void test_own_family(void **state)
         {"V", json_integer(6), ERR_INPUT, "expected shape [6, 4] from config.json, found [5, 4]"},
         {NULL, json_string("llama"), ERR_INPUT, "config.json: \"arch\" is missing or no object"},
     };
-    assert_ok(arch_from_config_json(&a, CONFIG, sizeof CONFIG - 1, "config"));
+    assert_ok(arch_from_config_json(&a, INPUT_CONFIG, sizeof INPUT_CONFIG - 1, "config"));
     memcpy(a.family, "gqakit", sizeof "gqakit");
     free(a.source_config);
     a.source_config = NULL;
@@ -39,7 +26,7 @@ static void test_own_family(void **state)
     for (int i = 0; i < ckpt_writer_count(w); i++)
         assert_ok(ckpt_write(w, ckpt_writer_at(w, i), 0, ckpt_writer_at(w, i)->n[0], zeros, DT_F32));
     assert_ok(ckpt_commit(w));
-    assert_ok(opened("own"));
+    assert_ok(input_open("own"));
     for (size_t i = 0; i < COUNT_OF(cases); i++) {
         assert_ok(json_read_file(path, 1 << 20, &config));
         arch = json_deep_copy(json_object_get(config, "arch"));
@@ -50,11 +37,11 @@ static void test_own_family(void **state)
         json_object_set(config, "vocab_size", json_object_get(arch, "V"));
         json_object_set_new(config, "tie_word_embeddings", json_boolean(json_integer_value(json_object_get(arch, "tied"))));
         assert_ok(json_write_file(path, config));
-        assert_refused(opened("own"), cases[i].code, cases[i].part);
+        assert_refused(input_open("own"), cases[i].code, cases[i].part);
         assert_ok(json_write_file(path, good));
         json_decref(good), json_decref(arch), json_decref(config), json_decref(cases[i].value);
     }
-    assert_ok(opened("own"));
+    assert_ok(input_open("own"));
     a.stack[STACK_DEC].block[0].global_tokens = 1;
     char *other = temp_path("sparse");
     target.path = other;
