@@ -59,7 +59,7 @@ struct window_options {
 };
 struct window_result {
     double nats, stderr_nats; /* sum of -ln p over tokens; standard error of their mean */
-    int64_t tokens, bytes;
+    int64_t tokens, bytes;    /* scored; bytes of text that they stand for, 0 without window_options.bytes */
     double kl, kl_stderr;     /* sum of KL(reference || model), where score_windows has a reference */
 };
 /* Rows scored at once: the model must be opened with B at least this and T = context. */
